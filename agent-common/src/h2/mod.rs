@@ -1,0 +1,27 @@
+//! HTTP/2 (RFC 9113) and HPACK (RFC 7541), as far as one must follow them to know which gRPC method each
+//! request of a connection calls.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`frame`] | frame types, flags, and which frame headers a client may send |
+//! | [`walk`] | the streaming state machine: [`walk::step`] passes one token of the byte stream |
+//! | [`track`] | one *send* of a connection: begins, joins, ends, and what is kept of it |
+//! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
+//! | [`huffman`] | the HPACK Huffman code (to build that table) |
+//!
+//! # What it knows of HPACK
+//! There is no table of strings. Every insertion into the client's dynamic table has a number; an index
+//! `i >= 62` names insertion `inserted - 1 - (i - 62)` (RFC 7541 §2.3.3). For each of the last
+//! [`walk::RING`] insertions one byte says what it was: no path, a path that isn't watched, or which
+//! watched path. Eviction needs no bookkeeping: a correct encoder never refers to an evicted entry.
+//! A connection that was joined late has the count 0, and what an index beyond it means is unknown.
+//!
+//! # What it never does
+//! It never guesses. What can't be followed ends in [`walk::Outcome::Fault`] with a [`walk::Fault`], or in the class
+//! [`walk::UNRESOLVED`].
+
+pub mod frame;
+pub mod huffman;
+pub mod paths;
+pub mod track;
+pub mod walk;

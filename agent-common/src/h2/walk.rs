@@ -1,0 +1,640 @@
+//! The streaming state machine: one step passes one token of a client's byte stream.
+//!
+//! A token is a frame header, a header field's first octet, an octet of an integer, a piece of a string, or a run
+//! of bytes that need not be looked at. A step may stop after any octet, so a stream may be cut anywhere.
+//! All state that outlives a step is in [`Conn`], in memory (see [`crate::vol`]).
+
+use super::frame::{HEAD, Head, PREFACE, flag, kind};
+use super::paths::{NAME, Paths};
+use crate::vol::Vol;
+
+/// Insertions into the dynamic table whose meaning is remembered. A table of 4,096 octets, the default
+/// (RFC 9113 §6.5.2), holds at most 128 entries, since each counts 32 octets and more (RFC 7541 §4.1).
+pub const RING: usize = 128;
+/// Octets in a header block beyond which it is given up: no gRPC client sends as much, and a chain of CONTINUATION
+/// frames could go on for ever.
+pub const MAX_BLOCK: u32 = 64 * 1024;
+/// Octets of a string that one step compares.
+const COMPARE: u32 = 8;
+
+/// What a path turned out to be: nothing known (yet).
+pub const NONE: u32 = 0;
+/// A path that isn't watched.
+pub const OTHER: u32 = 1;
+/// The first watched path; the others follow.
+pub const WATCHED: u32 = 2;
+/// A request whose path was an index that can't be known.
+pub const UNRESOLVED: u32 = 255;
+
+/// Where a step left the stream.
+pub mod phase {
+    #![allow(missing_docs)]
+    pub const PREFACE: u32 = 0;
+    pub const HEAD: u32 = 1;
+    pub const SKIP: u32 = 2;
+    pub const PAD_LENGTH: u32 = 3;
+    pub const BLOCK: u32 = 4;
+}
+
+/// Where a step left the header block.
+mod field {
+    pub const START: u32 = 0;
+    pub const INTEGER: u32 = 1;
+    pub const STRING: u32 = 2;
+    pub const BODY: u32 = 3;
+}
+
+/// What an integer (RFC 7541 §5.1) stands for.
+mod integer {
+    pub const INDEXED: u32 = 0;
+    pub const NAME: u32 = 1;
+    pub const TABLE_SIZE: u32 = 2;
+    pub const LENGTH: u32 = 3;
+}
+
+/// Why a stream can't be followed any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Fault {
+    /// The connection preface was broken off.
+    Preface = 1,
+    /// A frame header that no client may send (RFC 9113 §6).
+    Frame = 2,
+    /// A header block that another frame interrupts, or a CONTINUATION of none (RFC 9113 §6.10).
+    Continuation = 3,
+    /// More padding than payload (RFC 9113 §6.1, §6.2).
+    Padding = 4,
+    /// An integer of more than 28 bits, or index 0 (RFC 7541 §5.1, §6.1).
+    Integer = 5,
+    /// A header block that ends within a field (RFC 7541 §4).
+    Truncated = 6,
+    /// A header block of more than [`MAX_BLOCK`] octets.
+    BlockSize = 7,
+}
+
+/// What one step found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing to report.
+    Continue,
+    /// The next octet is needed, and [`Source::ready`] is 0.
+    Starved,
+    /// A request's header block ended. Its class is in [`Conn::path`].
+    Request,
+    /// The stream can't be followed from here.
+    Fault(Fault),
+}
+
+/// Where the bytes of a stream come from.
+///
+/// A source has two lengths: what is *left* of the current piece, and how much of that can be *read* now. Bulk data
+/// is passed without being read, which is why they differ: in the kernel, reading is a copy from user memory.
+pub trait Source {
+    /// Bytes from here to the end of the piece.
+    fn left(&self) -> u32;
+    /// Bytes of these that [`Source::peek`] reaches.
+    fn ready(&self) -> u32;
+    /// The byte `at` bytes ahead; `at < ready()`. Anything beyond reads as an arbitrary byte, never as a crash.
+    fn peek(&self, at: u32) -> u8;
+    /// Goes on by `n` bytes; `n <= left()`.
+    fn pass(&self, n: u32);
+}
+
+/// The state of one direction of one connection between two steps.
+///
+/// All zero is a connection of which nothing was seen.
+#[repr(C)]
+pub struct Conn {
+    /// One of [`phase`].
+    pub phase: Vol<u32>,
+    /// One of `track`'s states.
+    pub status: Vol<u32>,
+    /// Bytes to pass in [`phase::SKIP`], and octets had of a preface or frame header otherwise.
+    pub count: Vol<u32>,
+    /// The phase after [`phase::SKIP`].
+    then: Vol<u32>,
+    /// Octets of a frame header that a piece's end cut off.
+    head: [Vol<u8>; 16],
+    /// Payload octets of the header block fragment that are still to come, padding excluded.
+    fragment: Vol<u32>,
+    /// Padding behind the fragment.
+    padding: Vol<u32>,
+    /// Flags of the frame in progress.
+    flags: Vol<u32>,
+    /// Stream of the frame in progress.
+    stream: Vol<u32>,
+    /// Stream whose header block waits for CONTINUATION, or 0.
+    open_block: Vol<u32>,
+    /// Highest stream on which a request began; 0: none yet.
+    pub last_stream: Vol<u32>,
+    /// Octets of the header block so far.
+    block: Vol<u32>,
+    /// One of [`field`].
+    field: Vol<u32>,
+    /// One of [`integer`].
+    integer: Vol<u32>,
+    value: Vol<u32>,
+    shift: Vol<u32>,
+    /// Bit 0: the field in progress is inserted in the dynamic table; bit 1: its name is `:path`; bit 2: the string
+    /// in progress is the name.
+    role: Vol<u32>,
+    huffman: Vol<u32>,
+    string_left: Vol<u32>,
+    string_at: Vol<u32>,
+    /// Candidates of [`Paths`] that the string in progress may still be.
+    mask: Vol<u32>,
+    /// What the block's path is: [`NONE`], [`OTHER`], [`WATCHED`] + n, [`UNRESOLVED`].
+    pub path: Vol<u32>,
+    /// The block refers to an entry that isn't known.
+    unknown: Vol<u32>,
+    /// Set where a request's stream was not the one after the last: something was sent unseen.
+    /// Holds how many insertions were forgotten for it.
+    pub gap: Vol<u32>,
+    /// Insertions into the dynamic table since it is known.
+    inserted: Vol<u32>,
+    /// What the last [`RING`] insertions were.
+    ring: [Vol<u8>; RING],
+}
+
+const _: () = assert!(size_of::<Conn>() == 240);
+const _: () = assert!(RING.is_power_of_two());
+
+const INSERT: u32 = 1;
+const NAME_IS_PATH: u32 = 2;
+const IN_NAME: u32 = 4;
+
+impl Conn {
+    /// A connection of which nothing was seen.
+    pub const fn new() -> Self {
+        // SAFETY: every field is a `Vol` of an integer, for which all zero is a value.
+        unsafe { core::mem::zeroed() }
+    }
+
+    /// Forgets what was in the dynamic table: indices beyond what is inserted from now on are unknown.
+    #[inline(always)]
+    pub fn forget_table(&self) {
+        self.inserted.set(0);
+    }
+
+    /// Whether the stream stands between two frames, outside a header block.
+    #[inline(always)]
+    pub fn at_border(&self) -> bool {
+        self.phase.get() == phase::HEAD && self.count.get() == 0 && self.open_block.get() == 0
+    }
+
+    /// Back to the border between two frames, with an unknown dynamic table.
+    #[inline(always)]
+    pub fn restart(&self) {
+        self.phase.set(phase::HEAD);
+        self.count.set(0);
+        self.open_block.set(0);
+        self.last_stream.set(0);
+        self.field.set(field::START);
+        self.forget_table();
+    }
+}
+
+impl Default for Conn {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[inline(always)]
+fn min(a: u32, b: u32) -> u32 {
+    if a < b { a } else { b }
+}
+
+/// Passes one token. Call it only while [`Source::left`] is above 0.
+///
+/// `strict` is [`Head::check`]'s.
+#[inline(always)]
+pub fn step<S: Source, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome {
+    let ph = c.phase.get();
+    if ph == phase::SKIP {
+        let want = c.count.get();
+        let n = min(want, s.left());
+        s.pass(n);
+        c.count.set(want - n);
+        if want == n {
+            c.phase.set(c.then.get());
+            c.count.set(0);
+        }
+        return Outcome::Continue;
+    }
+    if ph == phase::BLOCK {
+        return block(c, s, p);
+    }
+    if s.ready() == 0 {
+        return Outcome::Starved;
+    }
+    match ph {
+        phase::HEAD => head(c, s, strict),
+        phase::PAD_LENGTH => {
+            let pad = s.peek(0) as u32;
+            s.pass(1);
+            padded(c, pad)
+        }
+        _ => preface(c, s),
+    }
+}
+
+/// RFC 9113 §3.4.
+#[inline(always)]
+fn preface<S: Source>(c: &Conn, s: &S) -> Outcome {
+    let at = c.count.get();
+    let want = PREFACE.len() as u32;
+    if at >= want || s.peek(0) != expected_preface(at) {
+        return Outcome::Fault(Fault::Preface);
+    }
+    s.pass(1);
+    c.count.set(at + 1);
+    if at + 1 == want {
+        c.phase.set(phase::HEAD);
+        c.count.set(0);
+    }
+    Outcome::Continue
+}
+
+#[inline(always)]
+fn expected_preface(at: u32) -> u8 {
+    // Words, not an array: a BPF program can't index a constant without a map of its own.
+    const WORDS: [u64; 3] = [
+        u64::from_le_bytes(*b"PRI * HT"),
+        u64::from_le_bytes(*b"TP/2.0\r\n"),
+        u64::from_le_bytes(*b"\r\nSM\r\n\r\n"),
+    ];
+    let word = if at < 8 {
+        WORDS[0]
+    } else if at < 16 {
+        WORDS[1]
+    } else {
+        WORDS[2]
+    };
+    (word >> ((at & 7) * 8)) as u8
+}
+
+#[inline(always)]
+fn head<S: Source>(c: &Conn, s: &S, strict: bool) -> Outcome {
+    let had = c.count.get();
+    let mut o = [0u8; HEAD as usize];
+    if had == 0 && s.ready() >= HEAD {
+        let mut i = 0;
+        while i < HEAD {
+            o[i as usize] = s.peek(i);
+            i += 1;
+        }
+        s.pass(HEAD);
+    } else {
+        c.head[(had & 15) as usize].set(s.peek(0));
+        s.pass(1);
+        if had + 1 < HEAD {
+            c.count.set(had + 1);
+            return Outcome::Continue;
+        }
+        let mut i = 0;
+        while i < HEAD as usize {
+            o[i] = c.head[i].get();
+            i += 1;
+        }
+    }
+    c.count.set(0);
+    let h = Head {
+        len: (o[0] as u32) << 16 | (o[1] as u32) << 8 | o[2] as u32,
+        kind: o[3] as u32,
+        flags: o[4] as u32,
+        raw_stream: u32::from_be_bytes([o[5], o[6], o[7], o[8]]),
+    };
+    if let Err(fault) = h.check(c.open_block.get(), strict) {
+        return Outcome::Fault(fault);
+    }
+    frame(c, &h)
+}
+
+/// Goes on behind a frame header.
+#[inline(always)]
+fn frame(c: &Conn, h: &Head) -> Outcome {
+    if h.kind != kind::HEADERS && h.kind != kind::CONTINUATION {
+        skip(c, h.len, phase::HEAD);
+        return Outcome::Continue;
+    }
+    c.flags.set(h.flags);
+    c.stream.set(h.stream());
+    c.fragment.set(h.len);
+    c.padding.set(0);
+    if h.kind == kind::HEADERS {
+        c.block.set(0);
+        c.field.set(field::START);
+        c.path.set(NONE);
+        c.unknown.set(0);
+        // Clients number their streams 1, 3, 5, … A gap means that a request was cancelled before it was sent, or
+        // sent unseen; then it may have inserted something, and every older index would mean the wrong entry.
+        let last = c.last_stream.get();
+        if last != 0 && h.stream() > last + 2 {
+            c.gap.set(c.inserted.get());
+            c.forget_table();
+        }
+        if h.flags & flag::PADDED != 0 {
+            if h.len == 0 {
+                return Outcome::Fault(Fault::Padding);
+            }
+            c.fragment.set(h.len - 1);
+            c.phase.set(phase::PAD_LENGTH);
+            return Outcome::Continue;
+        }
+        return padded(c, 0);
+    }
+    // CONTINUATION has neither padding nor priority (RFC 9113 §6.10).
+    c.flags.set(h.flags & flag::END_HEADERS);
+    fragment(c, 0)
+}
+
+/// Goes on behind the place of the pad length (RFC 9113 §6.2).
+#[inline(always)]
+fn padded(c: &Conn, pad: u32) -> Outcome {
+    let priority = if c.flags.get() & flag::PRIORITY != 0 {
+        5
+    } else {
+        0
+    };
+    let len = c.fragment.get();
+    if pad + priority > len {
+        return Outcome::Fault(Fault::Padding);
+    }
+    c.padding.set(pad);
+    c.fragment.set(len - pad - priority);
+    fragment(c, priority)
+}
+
+/// Enters the fragment of a header block, behind `priority` octets that say nothing here.
+#[inline(always)]
+fn fragment(c: &Conn, priority: u32) -> Outcome {
+    let len = c.fragment.get();
+    // `len` has 24 bits and the sum is cut at each fragment, so it can't overflow.
+    let block = c.block.get() + len;
+    if block > MAX_BLOCK {
+        return Outcome::Fault(Fault::BlockSize);
+    }
+    c.block.set(block);
+    if len == 0 {
+        return end_of_fragment(c, priority);
+    }
+    skip(c, priority, phase::BLOCK);
+    Outcome::Continue
+}
+
+#[inline(always)]
+fn skip(c: &Conn, n: u32, then: u32) {
+    c.count.set(n);
+    c.then.set(then);
+    c.phase.set(if n == 0 { then } else { phase::SKIP });
+}
+
+/// The fragment is over; `extra` octets and the padding lie before the next frame.
+#[inline(always)]
+fn end_of_fragment(c: &Conn, extra: u32) -> Outcome {
+    skip(c, c.padding.get() + extra, phase::HEAD);
+    let stream = c.stream.get();
+    if c.flags.get() & flag::END_HEADERS == 0 {
+        c.open_block.set(stream);
+        return Outcome::Continue;
+    }
+    c.open_block.set(0);
+    if c.field.get() != field::START {
+        return Outcome::Fault(Fault::Truncated);
+    }
+    if stream <= c.last_stream.get() {
+        // Trailers of a stream that is open already (RFC 9113 §8.1).
+        return Outcome::Continue;
+    }
+    c.last_stream.set(stream);
+    if c.path.get() == NONE {
+        if c.unknown.get() == 0 {
+            // No path and nothing that could be one: trailers of a stream older than the join, or CONNECT.
+            return Outcome::Continue;
+        }
+        c.path.set(UNRESOLVED);
+    }
+    Outcome::Request
+}
+
+/// One token of a header block fragment (RFC 7541 §6).
+#[inline(always)]
+fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
+    let fragment = c.fragment.get();
+    let state = c.field.get();
+    let mask = c.mask.get();
+    let n;
+    let mut done = NOTHING_DONE;
+    if state == field::BODY && mask == 0 {
+        // A string that is no candidate any more isn't read.
+        n = min(min(c.string_left.get(), fragment), s.left());
+        done = string_part(c, n);
+    } else if s.ready() == 0 {
+        return Outcome::Starved;
+    } else if state == field::BODY {
+        n = min(min(c.string_left.get(), fragment), min(s.ready(), COMPARE));
+        let at = c.string_at.get();
+        let mut mask = mask;
+        let mut i = 0;
+        while i < COMPARE {
+            if i < n {
+                mask &= p.at(at + i, s.peek(i));
+            }
+            i += 1;
+        }
+        c.mask.set(mask);
+        done = string_part(c, n);
+    } else {
+        n = 1;
+        let octet = s.peek(0) as u32;
+        if state == field::INTEGER {
+            // RFC 7541 §5.1, cut at 28 bits: nothing in a header block is larger.
+            let shift = c.shift.get();
+            if shift > 21 {
+                return Outcome::Fault(Fault::Integer);
+            }
+            let value = c.value.get() + ((octet & 0x7f) << shift);
+            c.value.set(value);
+            c.shift.set(shift + 7);
+            if octet & 0x80 == 0 {
+                done = INTEGER_DONE;
+            }
+        } else {
+            let prefix = if state == field::START {
+                first_octet(c, octet)
+            } else {
+                c.huffman.set(octet >> 7);
+                c.integer.set(integer::LENGTH);
+                0x7f
+            };
+            let value = octet & prefix;
+            c.value.set(value);
+            c.shift.set(0);
+            if value < prefix {
+                done = INTEGER_DONE;
+            } else {
+                c.field.set(field::INTEGER);
+            }
+        }
+    }
+    s.pass(n);
+    c.fragment.set(fragment - n);
+    if done == INTEGER_DONE {
+        done = integer(c, p);
+        if done == BAD_INTEGER {
+            return Outcome::Fault(Fault::Integer);
+        }
+    }
+    if done == STRING_DONE {
+        string(c);
+    }
+    if fragment == n {
+        return end_of_fragment(c, 0);
+    }
+    Outcome::Continue
+}
+
+const NOTHING_DONE: u32 = 0;
+const INTEGER_DONE: u32 = 1;
+const STRING_DONE: u32 = 2;
+const BAD_INTEGER: u32 = 3;
+
+/// Sorts a field's first octet (RFC 7541 §6) and returns the mask of its integer prefix.
+#[inline(always)]
+fn first_octet(c: &Conn, octet: u32) -> u32 {
+    if octet & 0x80 != 0 {
+        c.integer.set(integer::INDEXED);
+        return 0x7f;
+    }
+    if octet & 0x40 != 0 {
+        c.integer.set(integer::NAME);
+        c.role.set(INSERT);
+        return 0x3f;
+    }
+    if octet & 0x20 != 0 {
+        // A size update evicts at most; insertion numbers stay what they are (RFC 7541 §6.3).
+        c.integer.set(integer::TABLE_SIZE);
+        return 0x1f;
+    }
+    c.integer.set(integer::NAME);
+    c.role.set(0);
+    0x0f
+}
+
+#[inline(always)]
+fn string_part(c: &Conn, n: u32) -> u32 {
+    let left = c.string_left.get() - n;
+    c.string_left.set(left);
+    c.string_at.set(c.string_at.get() + n);
+    if left == 0 { STRING_DONE } else { NOTHING_DONE }
+}
+
+/// Goes on behind a complete integer.
+#[inline(always)]
+fn integer<P: Paths>(c: &Conn, p: &P) -> u32 {
+    let value = c.value.get();
+    match c.integer.get() {
+        integer::INDEXED => {
+            if value == 0 {
+                return BAD_INTEGER;
+            }
+            let class = class_of_index(c, value);
+            if class != NONE {
+                path(c, class);
+            }
+            c.field.set(field::START);
+        }
+        integer::NAME => {
+            let role = c.role.get();
+            c.role.set(if value == 0 {
+                role | IN_NAME
+            } else if class_of_index(c, value) != NONE {
+                role | NAME_IS_PATH
+            } else {
+                role
+            });
+            c.field.set(field::STRING);
+        }
+        integer::LENGTH => {
+            let role = c.role.get();
+            let candidates = p.lengths(c.huffman.get(), value);
+            c.mask.set(if role & IN_NAME != 0 {
+                candidates & NAME
+            } else if role & NAME_IS_PATH != 0 {
+                candidates & !NAME
+            } else {
+                0
+            });
+            c.string_left.set(value);
+            c.string_at.set(0);
+            c.field.set(field::BODY);
+            if value == 0 {
+                return STRING_DONE;
+            }
+        }
+        _ => c.field.set(field::START),
+    }
+    NOTHING_DONE
+}
+
+/// Goes on behind a complete string.
+#[inline(always)]
+fn string(c: &Conn) {
+    let role = c.role.get();
+    let mask = c.mask.get();
+    if role & IN_NAME != 0 {
+        let is_path = if mask != 0 { NAME_IS_PATH } else { 0 };
+        c.role.set(role & INSERT | is_path);
+        c.field.set(field::STRING);
+        return;
+    }
+    let mut class = NONE;
+    if role & NAME_IS_PATH != 0 {
+        class = if mask == 0 {
+            OTHER
+        } else {
+            WATCHED + super::paths::number(mask)
+        };
+        path(c, class);
+    }
+    if role & INSERT != 0 {
+        let number = c.inserted.get();
+        c.ring[(number as usize) & (RING - 1)].set(class as u8);
+        c.inserted.set(number + 1);
+    }
+    c.field.set(field::START);
+}
+
+/// What an index names: the class of a `:path`, or [`NONE`]. Notes a reference to what isn't known.
+#[inline(always)]
+fn class_of_index(c: &Conn, index: u32) -> u32 {
+    if index < 62 {
+        // RFC 7541 appendix A: 4 is `:path: /`, 5 is `:path: /index.html`.
+        return if index == 4 || index == 5 {
+            OTHER
+        } else {
+            NONE
+        };
+    }
+    let back = index - 62;
+    let inserted = c.inserted.get();
+    if back >= inserted || back >= RING as u32 {
+        c.unknown.set(1);
+        return NONE;
+    }
+    let number = inserted - 1 - back;
+    c.ring[(number as usize) & (RING - 1)].get() as u32
+}
+
+/// Notes the block's path. A second one makes the request malformed (RFC 9113 §8.3): which one the server
+/// would take isn't known.
+#[inline(always)]
+fn path(c: &Conn, class: u32) {
+    let class = if c.path.get() == NONE {
+        class
+    } else {
+        UNRESOLVED
+    };
+    c.path.set(class);
+}
