@@ -1,0 +1,78 @@
+//! A tonic client that behaves like Numaflow's Rust data plane, driven by lines on standard input (see
+//! tests/peers/README.md).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser};
+use pendguard_tests::client::connect::{Target, connect};
+use pendguard_tests::client::session::Session;
+use pendguard_tests::lines;
+use pendguard_tests::protocol::{Command, Event, Ready};
+
+/// A client of a Numaflow source that behaves like Numaflow's Rust data plane.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    target: TargetArguments,
+    /// Unary calls in flight
+    #[arg(long, default_value_t = 16)]
+    concurrency: usize,
+    /// Records of a read request
+    #[arg(long, default_value_t = 500)]
+    batch: u64,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct TargetArguments {
+    /// The source's Unix socket
+    #[arg(long)]
+    socket: Option<PathBuf>,
+    /// The source's TCP address
+    #[arg(long, value_name = "HOST:PORT")]
+    tcp: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("{error:#}");
+            // Whoever reads standard output may be gone; then standard error is all there is.
+            if (Event::Error { message }).print().is_err() {
+                eprintln!("pg-client: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let target = match (arguments.target.socket, arguments.target.tcp) {
+        (Some(path), _) => Target::Unix(path),
+        (None, Some(address)) => Target::Tcp(address),
+        (None, None) => unreachable!("clap requires one of them"),
+    };
+    let (client, attempts) = connect(&target).await?;
+    Event::Ready(Ready {
+        client: "tonic".to_owned(),
+        version: env!("TONIC_VERSION").to_owned(),
+        pid: std::process::id(),
+        attempts,
+    })
+    .print()?;
+
+    let mut session = Session::new(client, arguments.concurrency.max(1), arguments.batch.max(1));
+    let mut lines = lines::stdin();
+    while let Some(line) = lines.recv().await {
+        let command: Command = line.parse()?;
+        match session.run(command).await? {
+            Some(answer) => answer.print()?,
+            None => break,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! A Numaflow source on the real SDK, driven by lines on standard input (see tests/peers/README.md).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use pendguard_tests::lines;
+use pendguard_tests::protocol::{Event, Listening};
+use pendguard_tests::source::generator::{Generator, Options, Shared};
+use pendguard_tests::source::{sdk, tcp};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A Numaflow source that counts its calls and whose messages prove their integrity.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The Unix socket to listen on
+    #[arg(long)]
+    socket: PathBuf,
+    /// Where the SDK announces itself [default: the socket's path with .server-info behind it]
+    #[arg(long)]
+    server_info: Option<PathBuf>,
+    /// Serve the same source on TCP too; port 0 lets the kernel choose
+    #[arg(long, value_name = "ADDR")]
+    also_tcp: Option<SocketAddr>,
+    /// Bytes of each message's payload
+    #[arg(long, default_value_t = 1024)]
+    message_bytes: usize,
+    /// What PendingFn answers; negative: not available [default: what is left of --total]
+    #[arg(long, allow_negative_numbers = true)]
+    pending_value: Option<i64>,
+    /// Messages there are: a number, or unbounded
+    #[arg(long, default_value = "unbounded")]
+    total: Total,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Total(Option<u64>);
+
+impl FromStr for Total {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Ok(Self(match word {
+            "unbounded" => None,
+            number => Some(number.parse()?),
+        }))
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("{error:#}");
+            // Whoever reads standard output may be gone; then standard error is all there is.
+            if (Event::Error { message }).print().is_err() {
+                eprintln!("pg-source: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let generator = Arc::new(Generator::new(Options {
+        message_bytes: arguments.message_bytes,
+        total: arguments.total.0,
+        pending: arguments.pending_value,
+    }));
+    let handler = Shared(Arc::clone(&generator));
+    let info = arguments
+        .server_info
+        .unwrap_or_else(|| sdk::default_info_path(&arguments.socket));
+    // Before anyone can know the process: a signal that comes early must still be answered by the statistics.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut server = sdk::Server::start(handler.clone(), &arguments.socket, &info).await?;
+    let tcp = match arguments.also_tcp {
+        Some(address) => Some(tcp::Server::start(handler, address).await?),
+        None => None,
+    };
+    Event::Listening(Listening {
+        socket: arguments.socket.display().to_string(),
+        tcp: tcp.as_ref().map(|server| server.address.to_string()),
+        pid: std::process::id(),
+        sdk: format!("numaflow {}", server.version),
+    })
+    .print()?;
+
+    let mut lines = lines::stdin();
+    loop {
+        tokio::select! {
+            line = lines.recv() => match line.as_deref().map(str::trim) {
+                Some("stats") => Event::Stats(generator.stats()).print()?,
+                Some("quit") | None => break,
+                Some(line) => bail!("unknown command: {line:?}"),
+            },
+            _ = terminate.recv() => break,
+            ended = server.ended() => {
+                ended?;
+                // The SDK stops on SIGTERM by itself, and may be first.
+                return Ok(Event::Stats(generator.stats()).print()?);
+            }
+        }
+    }
+    if let Some(tcp) = tcp {
+        tcp.stop().await?;
+    }
+    server.stop().await?;
+    Event::Stats(generator.stats()).print()?;
+    Ok(())
+}
