@@ -54,11 +54,6 @@ pub struct Target {
     pub slot: u32,
     /// One of [`verdict`]: what a watched call counts as.
     pub verdict: u32,
-    /// Lowest and highest descriptor that `close_range` closed, and when: connections in between that are older are
-    /// gone.
-    pub closed_from: u32,
-    /// See `closed_from`.
-    pub closed_to: u32,
 }
 
 /// What a call counts as; an index into [`Slot::calls`].

@@ -12,6 +12,11 @@ use core::cell::UnsafeCell;
 #[repr(transparent)]
 pub struct Vol<T>(UnsafeCell<T>);
 
+// SAFETY: in BPF a `static` map only describes its values' type; the values themselves are reached through pointers
+// that the kernel hands out, and the program that holds one runs alone on its CPU.
+#[cfg(target_arch = "bpf")]
+unsafe impl<T> Sync for Vol<T> {}
+
 impl<T: Copy> Vol<T> {
     /// A cell that holds `value`.
     pub const fn new(value: T) -> Self {

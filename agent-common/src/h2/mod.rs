@@ -12,8 +12,8 @@
 //! # What it knows of HPACK
 //! There is no table of strings. Every insertion into the client's dynamic table has a number; an index
 //! `i >= 62` names insertion `inserted - 1 - (i - 62)` (RFC 7541 §2.3.3). For each of the last
-//! [`walk::RING`] insertions one byte says what it was: no path, a path that isn't watched, or which
-//! watched path. Eviction needs no bookkeeping: a correct encoder never refers to an evicted entry.
+//! [`walk::RING`] insertions one byte says what it was: no path, a path that isn't watched, which
+//! watched path, or a field whose name can't be known. Eviction needs no bookkeeping: a correct encoder never refers to an evicted entry.
 //! A connection that was joined late has the count 0, and what an index beyond it means is unknown.
 //!
 //! # What it never does

@@ -58,7 +58,7 @@ pub fn begin<S: Source>(c: &Conn, s: &S, total: u32) -> Begin {
     if known == status::SYNCED && !c.at_border() {
         return Begin::Follow;
     }
-    if starts_preface(s, total) {
+    if starts_preface(s, total, known == status::SYNCED) {
         c.restart();
         c.phase.set(phase::PREFACE);
         c.status.set(status::SYNCED);
@@ -75,13 +75,15 @@ pub fn begin<S: Source>(c: &Conn, s: &S, total: u32) -> Begin {
     Begin::Join
 }
 
-/// Whether the bytes that are ready begin a preface, or are its first part.
+/// Whether the bytes that are ready begin a preface, or, unless it must be `whole`, are its first part.
+///
+/// Between two frames of a connection that is followed, a few octets of it may as well begin a frame of 5 MiB.
 #[inline(always)]
-fn starts_preface<S: Source>(s: &S, total: u32) -> bool {
+fn starts_preface<S: Source>(s: &S, total: u32, whole: bool) -> bool {
     let ready = if s.ready() < total { s.ready() } else { total };
     let want = PREFACE.len() as u32;
     // A loop over 24 octets costs every send; the first one settles nearly all.
-    if ready == 0 || s.peek(0) != PREFACE[0] {
+    if ready == 0 || whole && ready < want || s.peek(0) != PREFACE[0] {
         return false;
     }
     let mut same = true;

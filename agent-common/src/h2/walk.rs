@@ -12,7 +12,7 @@ use crate::vol::Vol;
 /// (RFC 9113 §6.5.2), holds at most 128 entries, since each counts 32 octets and more (RFC 7541 §4.1).
 pub const RING: usize = 128;
 /// Octets in a header block beyond which it is given up: no gRPC client sends as much, and a chain of CONTINUATION
-/// frames could go on for ever.
+/// frames could go on for ever. Their frame headers count as well, so a chain of empty ones ends too.
 pub const MAX_BLOCK: u32 = 64 * 1024;
 /// Octets of a string that one step compares.
 const COMPARE: u32 = 8;
@@ -23,7 +23,7 @@ pub const NONE: u32 = 0;
 pub const OTHER: u32 = 1;
 /// The first watched path; the others follow.
 pub const WATCHED: u32 = 2;
-/// A request whose path was an index that can't be known.
+/// A request whose path, or an entry of the table whose name, was an index that can't be known.
 pub const UNRESOLVED: u32 = 255;
 
 /// Where a step left the stream.
@@ -127,7 +127,7 @@ pub struct Conn {
     open_block: Vol<u32>,
     /// Highest stream on which a request began; 0: none yet.
     pub last_stream: Vol<u32>,
-    /// Octets of the header block so far.
+    /// Octets of the header block so far, and of the frame headers within it.
     block: Vol<u32>,
     /// One of [`field`].
     field: Vol<u32>,
@@ -135,8 +135,7 @@ pub struct Conn {
     integer: Vol<u32>,
     value: Vol<u32>,
     shift: Vol<u32>,
-    /// Bit 0: the field in progress is inserted in the dynamic table; bit 1: its name is `:path`; bit 2: the string
-    /// in progress is the name.
+    /// Of the field in progress: [`INSERT`], [`NAME_IS_PATH`], [`IN_NAME`], [`NAME_UNKNOWN`].
     role: Vol<u32>,
     huffman: Vol<u32>,
     string_left: Vol<u32>,
@@ -159,9 +158,14 @@ pub struct Conn {
 const _: () = assert!(size_of::<Conn>() == 240);
 const _: () = assert!(RING.is_power_of_two());
 
+/// The field is inserted in the dynamic table.
 const INSERT: u32 = 1;
+/// Its name is `:path`.
 const NAME_IS_PATH: u32 = 2;
+/// The string in progress is its name.
 const IN_NAME: u32 = 4;
+/// Its name is an index that can't be known: it may be `:path`.
+const NAME_UNKNOWN: u32 = 8;
 
 impl Conn {
     /// A connection of which nothing was seen.
@@ -346,6 +350,7 @@ fn frame(c: &Conn, h: &Head) -> Outcome {
     }
     // CONTINUATION has neither padding nor priority (RFC 9113 §6.10).
     c.flags.set(h.flags & flag::END_HEADERS);
+    c.block.set(c.block.get() + HEAD);
     fragment(c, 0)
 }
 
@@ -540,20 +545,23 @@ fn integer<P: Paths>(c: &Conn, p: &P) -> u32 {
                 return BAD_INTEGER;
             }
             let class = class_of_index(c, value);
-            if class != NONE {
+            if class != NONE && class != UNRESOLVED {
                 path(c, class);
             }
             c.field.set(field::START);
         }
         integer::NAME => {
             let role = c.role.get();
-            c.role.set(if value == 0 {
-                role | IN_NAME
-            } else if class_of_index(c, value) != NONE {
-                role | NAME_IS_PATH
+            let is = if value == 0 {
+                IN_NAME
             } else {
-                role
-            });
+                match class_of_index(c, value) {
+                    NONE => 0,
+                    UNRESOLVED => NAME_UNKNOWN,
+                    _ => NAME_IS_PATH,
+                }
+            };
+            c.role.set(role | is);
             c.field.set(field::STRING);
         }
         integer::LENGTH => {
@@ -590,7 +598,9 @@ fn string(c: &Conn) {
         return;
     }
     let mut class = NONE;
-    if role & NAME_IS_PATH != 0 {
+    if role & NAME_UNKNOWN != 0 {
+        class = UNRESOLVED;
+    } else if role & NAME_IS_PATH != 0 {
         class = if mask == 0 {
             OTHER
         } else {
@@ -601,12 +611,14 @@ fn string(c: &Conn) {
     if role & INSERT != 0 {
         let number = c.inserted.get();
         c.ring[(number as usize) & (RING - 1)].set(class as u8);
-        c.inserted.set(number + 1);
+        // After 2^32 insertions the table counts as unknown again.
+        c.inserted.set(number.wrapping_add(1));
     }
     c.field.set(field::START);
 }
 
-/// What an index names: the class of a `:path`, or [`NONE`]. Notes a reference to what isn't known.
+/// What an index names: the class of a `:path`, [`NONE`] for any other field, or [`UNRESOLVED`] for what isn't known,
+/// which it notes.
 #[inline(always)]
 fn class_of_index(c: &Conn, index: u32) -> u32 {
     if index < 62 {
@@ -619,12 +631,15 @@ fn class_of_index(c: &Conn, index: u32) -> u32 {
     }
     let back = index - 62;
     let inserted = c.inserted.get();
-    if back >= inserted || back >= RING as u32 {
-        c.unknown.set(1);
-        return NONE;
+    if back < inserted && back < RING as u32 {
+        let number = inserted - 1 - back;
+        let class = c.ring[(number as usize) & (RING - 1)].get() as u32;
+        if class != UNRESOLVED {
+            return class;
+        }
     }
-    let number = inserted - 1 - back;
-    c.ring[(number as usize) & (RING - 1)].get() as u32
+    c.unknown.set(1);
+    UNRESOLVED
 }
 
 /// Notes the block's path. A second one makes the request malformed (RFC 9113 §8.3): which one the server

@@ -1,0 +1,32 @@
+//! Pendguard's BPF programs.
+//!
+//! | module | programs | attach to |
+//! |---|---|---|
+//! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_walk` | exits of the send system calls |
+//! | [`fds`] | `fd_close` `fd_close_range` `fd_dup2` `fd_dup3` | entries of what ends a descriptor |
+//! | [`procs`] | `proc_newtask` `proc_exec` `proc_exit` | births, programs and deaths of processes |
+//!
+//! Everything that parses is in `agent-common`; here is only where bytes come from and where counts go. Every
+//! program asks first whether the process is a target, and leaves at once if it isn't.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod fds;
+mod maps;
+mod procs;
+mod regs;
+mod source;
+mod tap;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    // No code path leads here: the verifier would refuse the loop.
+    loop {}
+}
+
+/// The kernel lends its tracing helpers to GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,76 @@
+//! The maps. Their layouts are `agent_common::abi`'s.
+
+use core::arch::asm;
+
+use agent_common::abi::{
+    ConnKey, EVENT_BYTES, MAX_CONNECTIONS, MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals,
+    Tracked,
+};
+use agent_common::h2::paths::PathTable;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
+
+use crate::source::Scratch;
+
+/// `BPF_F_MMAPABLE` (5.5): the agent reads counters from memory. A look-up by system call would keep every tracepoint
+/// program from running on that CPU meanwhile (`bpf_disable_instrumentation`), and what it missed would be lost.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Watched processes, by thread group id. Preallocated, as all hash maps here: allocation within a tracing
+/// program is unsafe before 6.1.
+#[map]
+pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_TARGETS, 0);
+
+/// Tracked connections.
+#[map]
+pub static CONNECTIONS: HashMap<ConnKey, Tracked> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
+
+/// Counters by slot. Slot 0 takes what found no free slot.
+#[map]
+pub static SLOTS: Array<Slot> = Array::with_max_entries(MAX_SLOTS, MMAPABLE);
+
+/// Slots that no process has.
+#[map]
+pub static FREE_SLOTS: Queue<u32> = Queue::with_max_entries(MAX_SLOTS, 0);
+
+/// Counters of the node.
+#[map]
+pub static TOTALS: Array<Totals> = Array::with_max_entries(1, MMAPABLE);
+
+/// The watched paths.
+#[map]
+pub static PATHS: Array<PathTable> = Array::with_max_entries(1, 0);
+
+/// What a walk needs beside its stack. A tracepoint program is not preempted, so one a CPU is enough.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// `tap_walk`, at 0.
+#[map]
+pub static WALK: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Process events for the agent.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
+
+/// Adds `n` to a counter that other CPUs add to as well.
+///
+/// # Safety
+/// `counter` points into the value of a map.
+#[inline(always)]
+pub unsafe fn add(counter: *mut u64, n: u64) {
+    // `AtomicU64::fetch_add` doesn't exist for a target without compare-and-swap, which BPF was before 5.12; this is the
+    // instruction it would be.
+    // SAFETY: map values are 8-byte aligned and live as long as the program; every other access to a counter is
+    // atomic too, or a read by the agent.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n) };
+}
+
+/// Counts something that could not be followed.
+#[inline(always)]
+pub fn unparsed(reason: Reason) {
+    if let Some(totals) = TOTALS.get_ptr_mut(0) {
+        // SAFETY: `totals` is the map's value, and `Reason::ALL` is shorter than the array.
+        unsafe { add(&raw mut (*totals).unparsed[reason as usize & 15], 1) };
+    }
+}

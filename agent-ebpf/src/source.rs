@@ -1,0 +1,158 @@
+//! The bytes of a send, where the sender keeps them: one buffer or an array of them, in user memory.
+
+use agent_common::abi::{ConnKey, Tracked};
+use agent_common::h2::walk::Source;
+use agent_common::vol::Vol;
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+
+/// Bytes that one read brings in. Most sends of a gRPC client are shorter; bulk data is passed without being read.
+pub const WINDOW: u32 = 256;
+
+const _: () = assert!(
+    WINDOW.is_power_of_two(),
+    "a masked index is always in the window"
+);
+
+/// The state of the walk that runs on this CPU.
+#[repr(C)]
+pub struct Scratch {
+    /// The connection, as the walk changes it. It becomes the map's when the send is over.
+    pub tracked: Tracked,
+    /// Which connection.
+    pub key: ConnKey,
+    /// What the connection's status was before.
+    pub before: Vol<u32>,
+    /// The process's slot.
+    pub slot: Vol<u32>,
+    /// What its watched calls count as.
+    pub verdict: Vol<u32>,
+    /// How the send began (`tap`'s code of `track::Begin`).
+    pub begun: Vol<u32>,
+    /// The map holds the connection already.
+    pub known: Vol<u32>,
+    /// Buffers behind the current one.
+    pub buffers: Vol<u32>,
+    /// Bytes in them that were sent.
+    pub behind: Vol<u32>,
+    /// Bytes of the current buffer from here on.
+    pub left: Vol<u32>,
+    /// Where `struct iovec` of the next buffer lies.
+    pub next: Vol<u64>,
+    /// Where the next byte lies.
+    pub at: Vol<u64>,
+    window_at: Vol<u32>,
+    window_len: Vol<u32>,
+    /// Requests found, by class: 0 is unresolved, 1 other, 2 and on watched.
+    pub found: [Vol<u32>; 16],
+    window: [Vol<u8>; WINDOW as usize],
+}
+
+impl Scratch {
+    /// Stands before a send of `sent` bytes in one buffer.
+    #[inline(always)]
+    pub fn buffer(&self, address: u64, sent: u32) {
+        self.buffers.set(0);
+        self.behind.set(0);
+        self.at.set(address);
+        self.left.set(sent);
+        self.empty_window();
+    }
+
+    /// Stands before a send of `sent` bytes in `count` buffers, described by `struct iovec`s at `address`.
+    #[inline(always)]
+    pub fn buffers(&self, address: u64, count: u32, sent: u32) {
+        self.buffers.set(count);
+        self.behind.set(sent);
+        self.next.set(address);
+        self.left.set(0);
+        self.empty_window();
+    }
+
+    #[inline(always)]
+    fn empty_window(&self) {
+        self.window_at.set(0);
+        self.window_len.set(0);
+    }
+
+    /// Goes to the next buffer. `Err` where there is none, or it can't be read.
+    #[inline(always)]
+    pub fn next_buffer(&self) -> Result<(), ()> {
+        let count = self.buffers.get();
+        if count == 0 {
+            return Err(());
+        }
+        let at = self.next.get();
+        let mut iovec = [0u64; 2];
+        // SAFETY: the destination is 16 bytes on this program's stack; the helper checks the source itself.
+        let failed = unsafe { bpf_probe_read_user(iovec.as_mut_ptr().cast(), 16, at as *const _) };
+        if failed != 0 {
+            return Err(());
+        }
+        let behind = self.behind.get();
+        let len = if iovec[1] < behind as u64 {
+            iovec[1] as u32
+        } else {
+            behind
+        };
+        self.buffers.set(count - 1);
+        self.next.set(at + 16);
+        self.behind.set(behind - len);
+        self.at.set(iovec[0]);
+        self.left.set(len);
+        self.empty_window();
+        Ok(())
+    }
+
+    /// Reads the next bytes of the buffer into the window.
+    #[inline(always)]
+    pub fn fill(&self) -> Result<(), ()> {
+        let mut len = self.left.get();
+        if len > WINDOW {
+            len = WINDOW;
+        }
+        if len == 0 {
+            return Err(());
+        }
+        // SAFETY: the window is WINDOW bytes long and `len` is at most that; the helper checks the source itself.
+        let failed = unsafe {
+            bpf_probe_read_user(
+                self.window.as_ptr() as *mut _,
+                len,
+                self.at.get() as *const _,
+            )
+        };
+        if failed != 0 {
+            return Err(());
+        }
+        self.window_at.set(0);
+        self.window_len.set(len);
+        Ok(())
+    }
+}
+
+impl Source for Scratch {
+    #[inline(always)]
+    fn left(&self) -> u32 {
+        self.left.get()
+    }
+
+    #[inline(always)]
+    fn ready(&self) -> u32 {
+        self.window_len.get() - self.window_at.get()
+    }
+
+    #[inline(always)]
+    fn peek(&self, at: u32) -> u8 {
+        let at = self.window_at.get() + at;
+        self.window[(at & (WINDOW - 1)) as usize].get()
+    }
+
+    #[inline(always)]
+    fn pass(&self, n: u32) {
+        self.left.set(self.left.get() - n);
+        self.at.set(self.at.get() + n as u64);
+        let at = self.window_at.get() + n;
+        let len = self.window_len.get();
+        self.window_at.set(if at < len { at } else { len });
+    }
+}
