@@ -1,0 +1,86 @@
+//! Processes as `/proc` shows them.
+//!
+//! For other users' `environ` it takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Pids are those of the pid namespace that
+//! `/proc` was mounted in, which must be the initial one: the programs know no other.
+
+use std::io;
+
+use procfs::process::{ProcState, Process};
+
+/// The pids of all processes.
+pub fn pids() -> io::Result<Vec<u32>> {
+    Ok(std::fs::read_dir("/proc")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
+/// The environment that a process was started with: `NAME=value` strings, each ended by a NUL.
+///
+/// Empty for a kernel thread and for a process that ended but was not waited for.
+pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/environ"))
+}
+
+/// Whether a process is there and runs. One whose first thread ended but others go on does.
+pub fn runs(pid: u32) -> bool {
+    let Ok(process) = i32::try_from(pid)
+        .map_err(|_| ())
+        .and_then(|pid| Process::new(pid).map_err(|_| ()))
+    else {
+        return false;
+    };
+    let ended = |state: procfs::ProcResult<ProcState>| {
+        matches!(state, Err(_) | Ok(ProcState::Zombie | ProcState::Dead))
+    };
+    if !ended(process.stat().and_then(|stat| stat.state())) {
+        return true;
+    }
+    process.tasks().is_ok_and(|tasks| {
+        tasks
+            .flatten()
+            .any(|task| !ended(task.stat().and_then(|stat| stat.state())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn sees_this_process() {
+        let me = std::process::id();
+        assert!(pids().unwrap().contains(&me));
+        assert!(runs(me));
+    }
+
+    #[test]
+    fn a_process_that_ended_does_not_run() {
+        let mut child = Command::new("cat")
+            .env("PENDGUARD_TEST", "yes")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        assert!(runs(pid));
+        let environ = environ(pid).unwrap();
+        assert!(
+            environ
+                .split(|b| *b == 0)
+                .any(|e| e == b"PENDGUARD_TEST=yes")
+        );
+        child.kill().unwrap();
+        // Not waited for yet: it may be a zombie by now, and must be gone after the wait.
+        child.wait().unwrap();
+        assert!(!runs(pid));
+        assert!(super::environ(pid).is_err());
+    }
+
+    #[test]
+    fn no_such_process() {
+        assert!(!runs(u32::MAX));
+        assert!(environ(u32::MAX).is_err());
+    }
+}

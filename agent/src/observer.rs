@@ -1,0 +1,491 @@
+//! Discovery and inventory at work: which processes are replicas, and what the tap counts of them.
+//!
+//! The kernel tells of processes through a ring buffer ([`agent_common::abi::ProcEvent`]); what ran before the agent is
+//! found by looking through `/proc`. Counting doesn't wait for either: a process that runs a new program is watched as a
+//! candidate from its first instruction, and this module only decides whose its calls were.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event};
+use aya::maps::{MapData, RingBuf};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::io::unix::AsyncFd;
+use tokio::time::MissedTickBehavior;
+
+use crate::discovery::identity::{self, Class};
+use crate::discovery::proc;
+use crate::engine::Engine;
+use crate::inventory::{Inventory, Ruling};
+use crate::model::{Identity, Snapshot};
+use crate::policy::Policy;
+use crate::tap::Tap;
+
+/// How often the agent looks whether something is due.
+const TICK: Duration = Duration::from_secs(1);
+/// How often it looks through `/proc` where the kernel doesn't tell of processes.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long a slot rests before another process gets it: programs that began before its process was forgotten are long
+/// over by then.
+const REST: Duration = Duration::from_secs(2);
+/// Looks through `/proc` until one finds nothing new, at most so many: a replica may fork meanwhile.
+const PASSES: usize = 5;
+/// Looks whether a process whose first thread ended is gone, before it is taken to go on without it.
+const FAREWELLS: u32 = 20;
+/// How long between these looks.
+const FAREWELL: Duration = Duration::from_millis(50);
+/// `BPF_NOEXIST`: an entry that the kernel made meanwhile is newer.
+const NEW_ONLY: u64 = 1;
+/// Warnings that are kept.
+const WARNINGS: usize = 20;
+
+/// The observing part of the agent.
+pub struct Observer {
+    state: Mutex<State>,
+}
+
+struct State {
+    tap: Tap,
+    inventory: Inventory,
+    policy: Arc<Policy>,
+    methods: Vec<String>,
+    resting: VecDeque<(Instant, u32)>,
+    ending: BTreeMap<u32, u32>,
+    warnings: VecDeque<String>,
+    /// Calls of processes that were gone before anybody knew whose they were.
+    orphaned: u64,
+    events_lost: u64,
+    looked: Instant,
+    ready: bool,
+}
+
+impl Observer {
+    /// An observer of what `tap` sees.
+    pub fn new(tap: Tap, methods: Vec<String>, policy: Arc<Policy>) -> Arc<Self> {
+        let inventory = Inventory::new(methods.len());
+        Arc::new(Self {
+            state: Mutex::new(State {
+                tap,
+                inventory,
+                policy,
+                methods,
+                resting: VecDeque::new(),
+                ending: BTreeMap::new(),
+                warnings: VecDeque::new(),
+                orphaned: 0,
+                events_lost: 0,
+                looked: Instant::now(),
+                ready: false,
+            }),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held would be a bug; going on with what is there is still better for the node.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds what ran before the agent, then follows what the kernel tells until `stop` resolves.
+    pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+        let events = self.state().tap.events.take();
+        let mut events = events.map(|ring| AsyncFd::new(Ring(ring))).transpose()?;
+        {
+            let mut state = self.state();
+            state.look();
+            state.ready = true;
+            tracing::info!(
+                processes = state.inventory.processes(),
+                "looked through /proc"
+            );
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut farewell = tokio::time::interval(FAREWELL);
+        farewell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::pin!(stop);
+        loop {
+            let ending = !self.state().ending.is_empty();
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                guard = readable(&mut events) => {
+                    let mut guard = guard?;
+                    let ring = &mut guard.get_inner_mut().0;
+                    let mut state = self.state();
+                    while let Some(item) = ring.next() {
+                        if let Some(event) = parse(&item) {
+                            state.event(event);
+                        }
+                    }
+                    drop(state);
+                    guard.clear_ready();
+                }
+                _ = farewell.tick(), if ending => self.state().farewell(),
+                _ = tick.tick() => self.state().tick(),
+            }
+        }
+    }
+}
+
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+async fn readable(
+    events: &mut Option<AsyncFd<Ring>>,
+) -> std::io::Result<tokio::io::unix::AsyncFdReadyMutGuard<'_, Ring>> {
+    match events {
+        Some(events) => events.readable_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads an event; `None` if it isn't one (another layout would be another version of the programs).
+fn parse(bytes: &[u8]) -> Option<ProcEvent> {
+    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    Some(ProcEvent {
+        kind: word(0)?,
+        tgid: word(4)?,
+        parent: word(8)?,
+        slot: word(12)?,
+        generation: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
+    })
+}
+
+/// What a look at a process's environment said.
+enum Seen {
+    /// It is a replica's, and to be watched.
+    Replica(Identity, Ruling),
+    /// It is of no interest.
+    Other,
+    /// It is gone.
+    Gone,
+}
+
+impl State {
+    fn event(&mut self, event: ProcEvent) {
+        match event.kind {
+            event::EXEC | event::FORK => self.born(event),
+            event::EXIT => {
+                if proc::runs(event.tgid) {
+                    self.ending.insert(event.tgid, FAREWELLS);
+                } else {
+                    self.ended(event.tgid);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A process runs a new program, or was forked from a watched one; the kernel made it a target.
+    fn born(&mut self, event: ProcEvent) {
+        let pid = event.tgid;
+        if self.inventory.slot(pid).is_some_and(|s| s != event.slot) {
+            self.bank(pid);
+        }
+        let current = self.tap.targets.get(&pid, 0).ok();
+        if current.is_none_or(|target| target.generation != event.generation) {
+            // Another event about the same pid is on its way, and will find its target.
+            self.abandon(event);
+            return;
+        }
+        match self.see(pid) {
+            Seen::Replica(identity, ruling) => {
+                let target = Target {
+                    generation: event.generation,
+                    slot: event.slot,
+                    verdict: ruling.in_kernel(),
+                };
+                self.watch(pid, identity, ruling, target, 0);
+            }
+            Seen::Other => {
+                let _ = self.tap.targets.remove(&pid);
+                self.rest(event.slot);
+            }
+            Seen::Gone => {
+                let _ = self.tap.targets.remove(&pid);
+                self.abandon(event);
+            }
+        }
+    }
+
+    /// Gives up the slot of a process that can't be asked any more. What a watched parent's child called is its
+    /// replica's; otherwise nobody knows whose it was, and it counts as lost.
+    fn abandon(&mut self, event: ProcEvent) {
+        let slot = self.tap.slots.get(event.slot).unwrap_or(Slot::ZERO);
+        let parent = (event.kind == event::FORK)
+            .then(|| self.inventory.identity(event.parent).cloned())
+            .flatten();
+        match parent {
+            Some(identity) => self.inventory.bank(&identity, &slot),
+            None => self.orphaned += calls(&slot),
+        }
+        self.rest(event.slot);
+    }
+
+    fn see(&mut self, pid: u32) -> Seen {
+        let Ok(environ) = proc::environ(pid) else {
+            return Seen::Gone;
+        };
+        match identity::classify(&environ) {
+            Class::Source(source) => {
+                for warning in source.warnings {
+                    self.warn(format!("process {pid} of {}: {warning}", source.identity.pod));
+                }
+                match ruling(&self.policy, &source.identity) {
+                    Some(ruling) => Seen::Replica(source.identity, ruling),
+                    None => Seen::Other,
+                }
+            }
+            Class::Unidentified(why) => {
+                self.warn(format!(
+                    "process {pid} looks like a replica's but can't be told whose: {why}"
+                ));
+                Seen::Other
+            }
+            Class::NotNumaflow | Class::NotClient | Class::NotSource(_) => Seen::Other,
+        }
+    }
+
+    fn watch(&mut self, pid: u32, identity: Identity, ruling: Ruling, target: Target, flags: u64) {
+        let slot = target.slot;
+        if let Err(e) = self.tap.targets.insert(pid, target, flags) {
+            // It ran another program meanwhile: the kernel made it a candidate, and its event is on the way.
+            if flags != NEW_ONLY || self.tap.targets.get(&pid, 0).is_err() {
+                self.warn(format!(
+                    "process {pid} of {} is not watched: the table of processes refuses it ({e})",
+                    identity.pod
+                ));
+            }
+            self.rest(slot);
+            return;
+        }
+        let name = identity.clone();
+        if self
+            .inventory
+            .add(pid, identity, slot, ruling, SystemTime::now())
+        {
+            tracing::info!(
+                namespace = name.namespace,
+                workload = name.workload,
+                vertex = name.vertex,
+                pod = name.pod,
+                replica = %name.replica,
+                mode = ruling.mode.name(),
+                pid,
+                "replica watched"
+            );
+        }
+    }
+
+    fn ended(&mut self, pid: u32) {
+        if self.inventory.slot(pid).is_none() {
+            return;
+        }
+        let _ = self.tap.targets.remove(&pid);
+        self.bank(pid);
+        let dead: Vec<_> = self
+            .tap
+            .connections
+            .keys()
+            .flatten()
+            .filter(|key| key.tgid == pid)
+            .collect();
+        for key in dead {
+            let _ = self.tap.connections.remove(&key);
+        }
+    }
+
+    /// Banks what a process's slot holds and forgets the process.
+    fn bank(&mut self, pid: u32) {
+        let Some(number) = self.inventory.slot(pid) else {
+            return;
+        };
+        let slot = self.tap.slots.get(number).unwrap_or(Slot::ZERO);
+        if let Some(identity) = self.inventory.remove(pid, &slot, SystemTime::now()) {
+            tracing::info!(
+                namespace = identity.namespace,
+                workload = identity.workload,
+                pod = identity.pod,
+                replica = %identity.replica,
+                "replica gone"
+            );
+        }
+        self.rest(number);
+    }
+
+    fn rest(&mut self, slot: u32) {
+        if slot != 0 {
+            self.resting.push_back((Instant::now(), slot));
+        }
+    }
+
+    fn farewell(&mut self) {
+        let mut gone = Vec::new();
+        self.ending.retain(|pid, looks| {
+            if !proc::runs(*pid) {
+                gone.push(*pid);
+                return false;
+            }
+            *looks -= 1;
+            *looks > 0
+        });
+        for pid in gone {
+            self.ended(pid);
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some((since, slot)) = self.resting.front().copied() {
+            if since.elapsed() < REST {
+                break;
+            }
+            self.resting.pop_front();
+            self.tap.slots.set(slot, Slot::ZERO);
+            if let Err(e) = self.tap.free_slots.push(slot, 0) {
+                self.warn(format!("a counter slot can't be used again: {e}"));
+            }
+        }
+        self.inventory.expire(SystemTime::now());
+        let lost = self.totals().events_lost;
+        let blind = !(self.tap.attached("proc_exec")
+            && self.tap.attached("proc_newtask")
+            && self.tap.attached("proc_exit"));
+        if lost != self.events_lost || (blind && self.looked.elapsed() >= LOOK) {
+            self.events_lost = lost;
+            self.look();
+        }
+    }
+
+    /// Looks through `/proc`, until a pass finds nothing new.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let known: Vec<u32> = self.inventory.pids().collect();
+        for pid in known {
+            // Where an event was lost, the same pid may run another program, or be another's.
+            let same = match proc::environ(pid).map(|environ| identity::classify(&environ)) {
+                Ok(Class::Source(source)) => {
+                    self.inventory.identity(pid) == Some(&source.identity)
+                }
+                _ => false,
+            };
+            if !same || !proc::runs(pid) {
+                self.ended(pid);
+            }
+        }
+        for _ in 0..PASSES {
+            match self.pass() {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(e) => {
+                    self.warn(format!("/proc can't be read: {e}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Watches each replica's process that isn't watched; says how many there were.
+    fn pass(&mut self) -> std::io::Result<usize> {
+        let mut found = 0;
+        for pid in proc::pids()? {
+            // A target that the inventory doesn't know has its event on the way.
+            if self.inventory.slot(pid).is_some() || self.tap.targets.get(&pid, 0).is_ok() {
+                continue;
+            }
+            let Seen::Replica(identity, ruling) = self.see(pid) else {
+                continue;
+            };
+            let slot = match self.tap.free_slots.pop(0) {
+                Ok(slot) => slot,
+                Err(_) => {
+                    self.warn(format!(
+                        "process {pid} of {} has no counters: all slots are taken",
+                        identity.pod
+                    ));
+                    0
+                }
+            };
+            let target = Target {
+                generation: since_boot(),
+                slot,
+                verdict: ruling.in_kernel(),
+            };
+            self.watch(pid, identity, ruling, target, NEW_ONLY);
+            found += 1;
+        }
+        Ok(found)
+    }
+
+    fn warn(&mut self, warning: String) {
+        if self.warnings.contains(&warning) {
+            return;
+        }
+        tracing::warn!("{warning}");
+        if self.warnings.len() == WARNINGS {
+            self.warnings.pop_front();
+        }
+        self.warnings.push_back(warning);
+    }
+
+    fn totals(&self) -> Totals {
+        self.tap.totals.get(0).unwrap_or(Totals::ZERO)
+    }
+}
+
+/// What the policy says of a replica; `None` where it isn't to be watched.
+fn ruling(policy: &Policy, identity: &Identity) -> Option<Ruling> {
+    policy.verdict(identity).map(|verdict| Ruling {
+        mode: policy.mode(identity),
+        verdict,
+    })
+}
+
+/// Calls that a slot holds.
+fn calls(slot: &Slot) -> u64 {
+    slot.calls.iter().flatten().sum::<u64>() + slot.unresolved
+}
+
+/// Nanoseconds since boot, as `bpf_ktime_get_boot_ns` has them.
+fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl Engine for Observer {
+    fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let totals = state.totals();
+        let programs = state.tap.programs();
+        let missed: u64 = programs.iter().filter_map(|p| p.missed).sum();
+        let nobodys = state.tap.slots.get(0).as_ref().map_or(0, calls);
+        Snapshot {
+            mode: state.policy.default,
+            methods: state.methods.clone(),
+            tap: "tracepoint",
+            programs,
+            replicas: state
+                .inventory
+                .replicas(|slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO)),
+            unparsed: Reason::ALL
+                .into_iter()
+                .map(|reason| (reason, totals.unparsed[reason as usize]))
+                .collect(),
+            events_lost: totals.events_lost + state.orphaned + nobodys + missed,
+            warnings: state.warnings.iter().cloned().collect(),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.state().ready {
+            Ok(())
+        } else {
+            Err("replicas that ran before the agent are still being looked for".into())
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What the kernel accounts of a program, beyond what aya reads of it.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::programs::Program;
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+
+/// The kernel's account of one program since it was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Runs, while `kernel.bpf_stats_enabled` is on (5.1).
+    pub runs: u64,
+    /// Nanoseconds in it, likewise; the programs that it continued in by tail call included.
+    pub nanoseconds: u64,
+    /// Times it was left out because that CPU was within another program or a map operation (5.12; 0 before).
+    pub missed: u64,
+}
+
+/// Asks the kernel; `None` where the program isn't loaded.
+pub fn of(program: &Program) -> Option<Account> {
+    let fd = program.fd().ok()?;
+    // SAFETY: both are plain C structs of integers for which all zero is a value.
+    let (mut info, mut attr): (bpf_prog_info, bpf_attr) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    attr.info.bpf_fd = fd.as_fd().as_raw_fd() as u32;
+    attr.info.info = &raw mut info as u64;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    // SAFETY: `attr` describes `info`, which is as long as it says and outlives the call; an older kernel fills
+    // less of it, and the rest stays zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_OBJ_GET_INFO_BY_FD as libc::c_long,
+            &raw mut attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    (result == 0).then_some(Account {
+        runs: info.run_cnt,
+        nanoseconds: info.run_time_ns,
+        missed: info.recursion_misses,
+    })
+}

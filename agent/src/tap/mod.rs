@@ -1,0 +1,325 @@
+//! The tap in the kernel: loads the programs, attaches them, and owns their maps.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`hooks`] | which program goes where |
+//! | [`tracefs`] | finds the tracepoints, mounting nothing for others to see |
+//! | [`counters`] | reads counters from memory |
+//!
+//! Programs load one at a time: one that the kernel refuses is left out with its reason, and the others go on. Nothing is
+//! pinned; when the agent ends, however it ends, the kernel takes everything away.
+
+pub mod counters;
+pub mod hooks;
+pub mod tracefs;
+
+use std::path::{Path, PathBuf};
+
+use agent_common::abi::{ConnKey, MAX_SLOTS, Slot, Target, Totals};
+use agent_common::h2::paths::{PathError, PathTable};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf};
+use aya::programs::{ProgramError, TracePoint};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+use self::counters::MappedArray;
+use self::hooks::{HOOKS, Hook, WALK};
+use self::tracefs::TracefsError;
+use crate::model::ProgramStatus;
+
+/// The object that `cargo xtask build` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pendguard.bpf.o"));
+
+/// Why there is no tap.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The kernel refused the maps.
+    #[error("the kernel refuses Pendguard's BPF maps: {}", chain(.0))]
+    Load(#[source] Box<EbpfError>),
+    /// A map is missing or of another kind.
+    #[error("BPF map {name}: {reason}")]
+    Map {
+        /// Its name in the object.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A watched path that can't be watched (the config refuses it before).
+    #[error("a watched method can't be watched: {0:?}")]
+    Path(PathError),
+    /// The program that parses.
+    #[error("the kernel refuses {WALK}, without which nothing is parsed: {0}")]
+    Walk(String),
+    /// A program that nothing can be done without.
+    #[error("{program} can't be attached to {hook}: {reason}")]
+    Required {
+        /// The program.
+        program: &'static str,
+        /// Its tracepoint.
+        hook: String,
+        /// Why.
+        reason: String,
+    },
+    /// No tracefs.
+    #[error(transparent)]
+    Tracefs(#[from] TracefsError),
+    /// The thread that attaches.
+    #[error("the thread that attaches the programs: {0}")]
+    Thread(String),
+}
+
+/// An error and what caused it, in one line; of a verifier's log only the end.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    match text.char_indices().nth_back(1500) {
+        Some((cut, _)) => format!("… {}", &text[cut..]),
+        None => text,
+    }
+}
+
+/// The loaded and attached tap. Dropping it detaches everything.
+pub struct Tap {
+    ebpf: Ebpf,
+    programs: Vec<ProgramStatus>,
+    /// Watched processes.
+    pub targets: HashMap<MapData, u32, Target>,
+    /// Tracked connections: keys only are read.
+    pub connections: HashMap<MapData, ConnKey, [u8; size_of::<agent_common::abi::Tracked>()]>,
+    /// Slots that no process has.
+    pub free_slots: Queue<MapData, u32>,
+    /// Process events.
+    pub events: Option<RingBuf<MapData>>,
+    /// Counters by slot.
+    pub slots: MappedArray<Slot>,
+    /// Counters of the node.
+    pub totals: MappedArray<Totals>,
+    _walk: ProgramArray<MapData>,
+}
+
+/// Loads the programs and attaches them; `methods` are the paths to watch.
+pub fn start(methods: &[String]) -> Result<Tap, TapError> {
+    let methods = methods.to_vec();
+    // A thread of its own, because its mount namespace may change (see `tracefs`).
+    std::thread::Builder::new()
+        .name("attach".into())
+        .spawn(move || start_here(&methods))
+        .map_err(|e| TapError::Thread(e.to_string()))?
+        .join()
+        .map_err(|_| TapError::Thread("it panicked".into()))?
+}
+
+fn start_here(methods: &[String]) -> Result<Tap, TapError> {
+    let (tracefs, private) = tracefs::reach()?;
+    if private {
+        tracing::info!("tracefs is not mounted: using a private mount that the host doesn't see");
+    }
+    let mut ebpf = load_maps()?;
+    let mut paths: Array<_, PathTable> = map(&mut ebpf, "PATHS")?;
+    let mut table = Box::new(PathTable::EMPTY);
+    table
+        .fill(methods.iter().map(String::as_str))
+        .map_err(TapError::Path)?;
+    paths
+        .set(0, &*table, 0)
+        .map_err(|e| map_error("PATHS", &e))?;
+    let mut free_slots: Queue<_, u32> = map(&mut ebpf, "FREE_SLOTS")?;
+    for slot in 1..MAX_SLOTS {
+        free_slots
+            .push(slot, 0)
+            .map_err(|e| map_error("FREE_SLOTS", &e))?;
+    }
+    let walk = load_walk(&mut ebpf)?;
+    let programs = HOOKS
+        .iter()
+        .map(|hook| attach(&mut ebpf, hook, &tracefs))
+        .collect::<Result<_, _>>()?;
+    Ok(Tap {
+        targets: map(&mut ebpf, "TARGETS")?,
+        connections: map(&mut ebpf, "CONNECTIONS")?,
+        free_slots,
+        events: Some(map(&mut ebpf, "EVENTS")?),
+        slots: MappedArray::new(take(&mut ebpf, "SLOTS")?, MAX_SLOTS)
+            .map_err(|e| io_error("SLOTS", &e))?,
+        totals: MappedArray::new(take(&mut ebpf, "TOTALS")?, 1)
+            .map_err(|e| io_error("TOTALS", &e))?,
+        ebpf,
+        programs,
+        _walk: walk,
+    })
+}
+
+fn load_maps() -> Result<Ebpf, TapError> {
+    EbpfLoader::new()
+        .load(OBJECT)
+        .map_err(|e| TapError::Load(Box::new(e)))
+}
+
+fn load_walk(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
+    let program = tracepoint(ebpf, WALK).map_err(TapError::Walk)?;
+    program
+        .load()
+        .map_err(|e| TapError::Walk(chain(&e)))?;
+    let fd = program
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+        .map_err(|e| TapError::Walk(chain(&e)))?;
+    let mut walk: ProgramArray<_> = map(ebpf, "WALK")?;
+    walk.set(0, &fd, 0).map_err(|e| map_error("WALK", &e))?;
+    Ok(walk)
+}
+
+fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, String> {
+    ebpf.program_mut(name)
+        .ok_or_else(|| "not in the object".to_owned())?
+        .try_into()
+        .map_err(|e: ProgramError| chain(&e))
+}
+
+/// Loads and attaches one program; an `Err` only where it is required.
+fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<ProgramStatus, TapError> {
+    let place = format!("{}/{}", hook.category, hook.name);
+    let mut status = ProgramStatus {
+        name: hook.program,
+        hook: place.clone(),
+        error: None,
+        verified_instructions: None,
+        missed: None,
+        runs: None,
+    };
+    if let Err(reason) = try_attach(ebpf, hook, tracefs, &mut status) {
+        if hook.required {
+            return Err(TapError::Required {
+                program: hook.program,
+                hook: place,
+                reason,
+            });
+        }
+        tracing::warn!(
+            program = hook.program,
+            hook = %place,
+            "not attached: {reason}. Without it {}",
+            hook.without
+        );
+        status.error = Some(format!("{reason}. Without it {}", hook.without));
+    }
+    Ok(status)
+}
+
+fn try_attach(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    tracefs: &Path,
+    status: &mut ProgramStatus,
+) -> Result<(), String> {
+    check_format(hook, tracefs)?;
+    let program = tracepoint(ebpf, hook.program)?;
+    program.load().map_err(|e| chain(&e))?;
+    status.verified_instructions = program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count());
+    program
+        .attach(hook.category, hook.name)
+        .map_err(|e| chain(&e))?;
+    Ok(())
+}
+
+fn check_format(hook: &Hook, tracefs: &Path) -> Result<(), String> {
+    let file: PathBuf = tracefs
+        .join("events")
+        .join(hook.category)
+        .join(hook.name)
+        .join("format");
+    let format = std::fs::read_to_string(&file)
+        .map_err(|e| format!("this kernel has no such tracepoint ({}: {e})", file.display()))?;
+    match hook
+        .fields
+        .iter()
+        .find(|f| !tracefs::has_field(&format, f.name, f.offset, f.size))
+    {
+        Some(f) => Err(format!(
+            "this kernel's record has no field {} of {} bytes at {}",
+            f.name, f.size, f.offset
+        )),
+        None => Ok(()),
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, TapError> {
+    ebpf.take_map(name).ok_or_else(|| TapError::Map {
+        name,
+        reason: "not in the object".into(),
+    })
+}
+
+fn map<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, TapError> {
+    M::try_from(take(ebpf, name)?).map_err(|e| map_error(name, &e))
+}
+
+fn map_error(name: &'static str, error: &MapError) -> TapError {
+    TapError::Map {
+        name,
+        reason: chain(error),
+    }
+}
+
+fn io_error(name: &'static str, error: &std::io::Error) -> TapError {
+    TapError::Map {
+        name,
+        reason: error.to_string(),
+    }
+}
+
+impl Tap {
+    /// Whether a program is attached.
+    pub fn attached(&self, program: &str) -> bool {
+        self.programs
+            .iter()
+            .any(|p| p.name == program && p.error.is_none())
+    }
+
+    /// The programs as they are now, with what the kernel accounts of them.
+    pub fn programs(&self) -> Vec<ProgramStatus> {
+        let mut programs = self.programs.clone();
+        for status in programs.iter_mut().filter(|p| p.error.is_none()) {
+            let Some(account) = self.ebpf.program(status.name).and_then(account::of) else {
+                continue;
+            };
+            status.missed = Some(account.missed);
+            status.runs = (account.runs > 0).then_some((account.runs, account.nanoseconds));
+        }
+        programs
+    }
+}
+
+/// What loading every program on this kernel said; for `pendguard doctor`. Nothing is attached.
+pub fn probe() -> Result<Vec<(&'static str, Result<Option<u32>, String>)>, TapError> {
+    let mut ebpf = load_maps()?;
+    let mut all = vec![WALK];
+    all.extend(HOOKS.iter().map(|h| h.program));
+    Ok(all
+        .into_iter()
+        .map(|name| {
+            let result = tracepoint(&mut ebpf, name).and_then(|program| {
+                program.load().map_err(|e| chain(&e))?;
+                Ok(program
+                    .info()
+                    .ok()
+                    .and_then(|info| info.verified_instruction_count()))
+            });
+            (name, result)
+        })
+        .collect())
+}
+
+mod account;
