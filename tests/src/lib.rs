@@ -11,7 +11,7 @@
 pub mod client;
 pub mod lines;
 pub mod payload;
-//PEERS
+pub mod peers;
 pub mod proto;
 pub mod protocol;
 //RECORD

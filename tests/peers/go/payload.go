@@ -1,0 +1,50 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// The parts of a payload: see tests/src/payload.rs, where the format is defined.
+const (
+	sequenceLen = 8
+	sumLen      = 4
+)
+
+// verifier checks that each message is the one that had to come next.
+type verifier struct {
+	joined   bool
+	sequence uint64 // The last message's.
+	sum      uint32
+}
+
+// check returns what is wrong with a message, or nil. After a broken message the chain goes on from there.
+func (v *verifier) check(payload, offset []byte) error {
+	if len(payload) < sequenceLen+2*sumLen {
+		return fmt.Errorf("a payload of %d bytes is too short", len(payload))
+	}
+	body, tail := payload[:len(payload)-sumLen], payload[len(payload)-sumLen:]
+	sequence := binary.BigEndian.Uint64(body)
+	follows := binary.BigEndian.Uint32(body[sequenceLen:])
+	sum := binary.BigEndian.Uint32(tail)
+	before := *v
+	*v = verifier{true, sequence, sum}
+
+	if expected := crc32.ChecksumIEEE(body); sum != expected {
+		return fmt.Errorf("message %d: sum %08x, expected %08x", sequence, sum, expected)
+	}
+	if before.joined && sequence != before.sequence+1 {
+		return fmt.Errorf("message %d came, expected %d", sequence, before.sequence+1)
+	}
+	// The very first message of all follows nothing.
+	if (before.joined || sequence == 0) && follows != before.sum {
+		return fmt.Errorf("message %d: follows %08x, expected %08x", sequence, follows, before.sum)
+	}
+	if len(offset) != sequenceLen+sumLen || !bytes.Equal(offset[:sequenceLen], body[:sequenceLen]) ||
+		!bytes.Equal(offset[sequenceLen:], tail) {
+		return fmt.Errorf("message %d: its offset is another message's", sequence)
+	}
+	return nil
+}

@@ -1,0 +1,98 @@
+//! Where the peers are.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::PeerError;
+
+/// A program to run, with the arguments that come before its own.
+#[derive(Debug)]
+pub struct Program {
+    /// The executable.
+    pub executable: PathBuf,
+    /// Such as the script, for an interpreter.
+    pub arguments: Vec<OsString>,
+}
+
+impl Program {
+    fn binary(executable: PathBuf) -> Self {
+        Self {
+            executable,
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// This package's directory.
+fn package() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where cargo and `cargo xtask setup` put what they build.
+fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(directory) => directory.into(),
+        None => package().with_file_name("target"),
+    }
+}
+
+/// The place that the variable names, or else `default`; it has to exist.
+fn find(
+    what: &'static str,
+    variable: &'static str,
+    default: PathBuf,
+) -> Result<PathBuf, PeerError> {
+    let path = std::env::var_os(variable).map_or(default, PathBuf::from);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(PeerError::Missing {
+        what,
+        path,
+        variable,
+    })
+}
+
+/// The source.
+pub fn source() -> Result<Program, PeerError> {
+    let default = target().join("release/pg-source");
+    find("the source", "PENDGUARD_PG_SOURCE", default).map(Program::binary)
+}
+
+/// The tonic client.
+pub fn tonic() -> Result<Program, PeerError> {
+    let default = target().join("release/pg-client");
+    find("the tonic client", "PENDGUARD_PG_CLIENT", default).map(Program::binary)
+}
+
+/// The grpc-go client.
+pub fn go() -> Result<Program, PeerError> {
+    let default = target().join("peers/go-client");
+    find("the grpc-go client", "PENDGUARD_PEER_GO", default).map(Program::binary)
+}
+
+/// The C-core client: a Python with grpcio, and the script.
+pub fn python() -> Result<Program, PeerError> {
+    let default = target().join("peers/venv/bin/python");
+    let executable = find("Python with grpcio", "PENDGUARD_PEER_PYTHON", default)?;
+    let script = package().join("peers/python/client.py");
+    Ok(Program {
+        executable,
+        arguments: vec![script.into()],
+    })
+}
+
+/// The grpc-js client: Node, and the script beside its modules.
+pub fn node() -> Result<Program, PeerError> {
+    let directory = package().join("peers/node");
+    find(
+        "grpc-js",
+        "PENDGUARD_PEER_NODE_MODULES",
+        directory.join("node_modules"),
+    )?;
+    let executable = std::env::var_os("PENDGUARD_NODE").unwrap_or_else(|| "node".into());
+    Ok(Program {
+        executable: executable.into(),
+        arguments: vec![directory.join("client.js").into()],
+    })
+}

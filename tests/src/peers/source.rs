@@ -1,0 +1,162 @@
+//! The source as a child process.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::process::Process;
+use super::{Launch, PeerError, locate};
+use crate::client::connect::Target;
+use crate::protocol::{Event, Listening, Stats};
+
+/// How long the source may take to tell its counters.
+const STATS_LIMIT: Duration = Duration::from_secs(20);
+/// The state of a connected socket in `/proc/net/unix` (`SS_CONNECTED`).
+const CONNECTED: &str = "03";
+
+/// How to start a source.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// The Unix socket to listen on. The SDK's server-info file goes beside it.
+    pub socket: PathBuf,
+    /// Listen on loopback TCP too, at a port that the kernel chooses.
+    pub also_tcp: bool,
+    /// Bytes of each payload; `None` is the program's default.
+    pub message_bytes: Option<usize>,
+    /// What PendingFn answers; `None` is what is left of `total`, or "not available".
+    pub pending_value: Option<i64>,
+    /// Messages there are; `None` is without end.
+    pub total: Option<u64>,
+    /// The process.
+    pub launch: Launch,
+}
+
+impl SourceOptions {
+    /// The defaults, on this socket.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            also_tcp: false,
+            message_bytes: None,
+            pending_value: None,
+            total: None,
+            launch: Launch::default(),
+        }
+    }
+
+    /// Sets a variable of the process.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.launch.env.insert(name.into(), value.into());
+        self
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = vec!["--socket".into(), self.socket.clone().into_os_string()];
+        let mut option = |name: &str, value: String| {
+            arguments.push(name.into());
+            arguments.push(value.into());
+        };
+        if self.also_tcp {
+            option("--also-tcp", "127.0.0.1:0".to_owned());
+        }
+        if let Some(bytes) = self.message_bytes {
+            option("--message-bytes", bytes.to_string());
+        }
+        if let Some(value) = self.pending_value {
+            option("--pending-value", value.to_string());
+        }
+        if let Some(total) = self.total {
+            option("--total", total.to_string());
+        }
+        arguments
+    }
+}
+
+/// A running source.
+#[derive(Debug)]
+pub struct Source {
+    process: Process,
+    listening: Listening,
+}
+
+impl Source {
+    /// Starts a source, and returns when it listens.
+    ///
+    /// # Errors
+    /// It could not be started, or does not listen.
+    pub async fn start(options: &SourceOptions) -> Result<Self, PeerError> {
+        let program = locate::source()?;
+        let arguments = options.arguments();
+        let (process, first) =
+            Process::start("pg-source", program, &options.launch, arguments).await?;
+        match first {
+            Event::Listening(listening) => Ok(Self { process, listening }),
+            event => Err(process.unexpected("its start", event)),
+        }
+    }
+
+    /// What it said when it started.
+    #[must_use]
+    pub fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// The source's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Where to connect.
+    #[must_use]
+    pub fn unix(&self) -> Target {
+        Target::Unix(self.listening.socket.clone().into())
+    }
+
+    /// Where to connect by TCP, if it was started with that.
+    #[must_use]
+    pub fn tcp(&self) -> Option<Target> {
+        self.listening.tcp.clone().map(Target::Tcp)
+    }
+
+    /// How many connections the Unix socket has now, as the kernel sees it: the SDK can't be asked.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn connections(&self) -> std::io::Result<usize> {
+        // An accepted socket carries the listener's path; it is in the list of the process's network namespace.
+        let table = std::fs::read_to_string(format!("/proc/{}/net/unix", self.pid()))?;
+        let accepted = |line: &&str| {
+            let mut columns = line.split_ascii_whitespace();
+            columns.nth(5) == Some(CONNECTED) && columns.nth(1) == Some(&*self.listening.socket)
+        };
+        Ok(table.lines().filter(accepted).count())
+    }
+
+    /// The counters so far.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub async fn stats(&mut self) -> Result<Stats, PeerError> {
+        self.ask("stats").await
+    }
+
+    /// Stops the source; its counters at the end.
+    ///
+    /// # Errors
+    /// It doesn't end, or not well.
+    pub async fn quit(mut self) -> Result<Stats, PeerError> {
+        let stats = self.ask("quit").await?;
+        self.process.ended().await?;
+        Ok(stats)
+    }
+
+    async fn ask(&mut self, command: &str) -> Result<Stats, PeerError> {
+        match self.process.ask(command, STATS_LIMIT).await? {
+            Event::Stats(stats) => Ok(stats),
+            event => Err(self.process.unexpected(command, event)),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The peers by themselves, without any agent: what the exactness tests count on.
+
+use std::time::Duration;
+
+use pendguard_tests::client::connect::Target;
+use pendguard_tests::peers::{Client, ClientKind, ClientOptions, PeerError, Source, SourceOptions};
+use pendguard_tests::protocol::{Event, Method, Tally};
+use tempfile::TempDir;
+
+/// What the source's PendingFn answers.
+const PENDING: i64 = 42;
+/// The replica that the source thinks it is; the SDK answers PartitionsFn with it.
+const REPLICA: &str = "3";
+/// Calls of each method.
+const CALLS: u64 = 200;
+/// Messages per second in the background.
+const RATE: u64 = 2000;
+
+async fn source(directory: &TempDir) -> Source {
+    let options = SourceOptions {
+        also_tcp: true,
+        pending_value: Some(PENDING),
+        ..SourceOptions::new(directory.path().join("source.sock"))
+    };
+    Source::start(&options.env("NUMAFLOW_REPLICA", REPLICA))
+        .await
+        .expect("the source starts")
+}
+
+/// Calls of all methods while messages flow: both sides count the same, and no byte is lost.
+async fn drive(kind: ClientKind, source: &mut Source, target: &Target) -> Result<(), PeerError> {
+    let before = source.stats().await?;
+    let mut client = Client::start(kind, target, &ClientOptions::default()).await?;
+    assert_eq!(client.ready().client, kind.name());
+    assert_eq!(client.ready().pid, client.pid());
+
+    client.background_on(RATE).await?;
+    client.every(Duration::from_millis(10)).await?;
+    for (method, value) in [
+        (Method::PendingFn, PENDING.to_string()),
+        (Method::IsReady, true.to_string()),
+        (Method::PartitionsFn, REPLICA.to_owned()),
+    ] {
+        let called = client.call(method, CALLS).await?;
+        assert_eq!(called.ok, CALLS, "{kind}: {called:?}");
+        assert_eq!(called.errors, Tally::new(), "{kind}");
+        assert_eq!(called.values, Tally::from([(value, CALLS)]), "{kind}");
+    }
+    if matches!(target, Target::Unix(_)) {
+        let connections = source.connections().expect("the source runs");
+        assert_eq!(connections, 1, "{kind} uses one connection");
+    }
+    let every = client.every_off().await?;
+    assert_eq!(
+        (every.count, every.errors),
+        (every.ok, Tally::new()),
+        "{kind}"
+    );
+    let first = client.background_off().await?;
+    // A second time on the same connection, as fast as it goes; the chain goes on.
+    client.background_on(0).await?;
+    let second = client.background_off().await?;
+    for report in [&first, &second] {
+        assert!(report.intact, "{kind}: {report:?}");
+        assert_eq!(report.errors, [""; 0], "{kind}");
+        assert!(report.messages > 0, "{kind}: {report:?}");
+        assert_eq!(report.acked, report.messages, "{kind}");
+    }
+    client.quit().await?;
+
+    let after = source.stats().await?;
+    assert_eq!(
+        after.pending - before.pending,
+        CALLS + every.count,
+        "{kind}"
+    );
+    assert_eq!(after.partitions - before.partitions, CALLS, "{kind}");
+    let messages = first.messages + second.messages;
+    assert_eq!(after.messages - before.messages, messages, "{kind}");
+    assert_eq!(after.acked - before.acked, messages, "{kind}");
+    assert_eq!(
+        after.bytes - before.bytes,
+        first.bytes + second.bytes,
+        "{kind}"
+    );
+    assert_eq!((after.ack_mismatches, after.abandoned), (0, 0), "{kind}");
+    assert_eq!(after.nack, 0, "{kind}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_client_and_the_source_count_the_same() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    let mut source = source(&directory).await;
+    let tcp = source.tcp().expect("the source listens on TCP");
+    for target in [source.unix(), tcp] {
+        for kind in ClientKind::ALL {
+            drive(kind, &mut source, &target).await?;
+        }
+    }
+    let last = source.stats().await?;
+    assert_eq!(source.quit().await?, last);
+    let left: Vec<_> = std::fs::read_dir(directory.path())
+        .expect("the directory is there")
+        .collect();
+    assert!(left.is_empty(), "the SDK removes its files: {left:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_exhausted_source_has_nothing_pending() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    let total = 1000;
+    let mut source = Source::start(&SourceOptions {
+        total: Some(total),
+        message_bytes: Some(64),
+        ..SourceOptions::new(directory.path().join("source.sock"))
+    })
+    .await?;
+    let options = ClientOptions::default();
+    let mut client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
+    let left = client.call(Method::PendingFn, 1).await?;
+    assert_eq!(left.values, Tally::from([(total.to_string(), 1)]));
+
+    client.background_on(0).await?;
+    let done = async {
+        while source.stats().await?.acked < total {}
+        Ok::<(), PeerError>(())
+    };
+    tokio::time::timeout(Duration::from_secs(20), done)
+        .await
+        .expect("the source is read to its end")?;
+    let report = client.background_off().await?;
+    assert_eq!((report.messages, report.bytes), (total, total * 64));
+    let left = client.call(Method::PendingFn, 1).await?;
+    assert_eq!(left.values, Tally::from([("0".to_owned(), 1)]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_source_shows_in_the_background() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    for kind in ClientKind::ALL {
+        let source = source(&directory).await;
+        let options = ClientOptions::default();
+        let mut client = Client::start(kind, &source.unix(), &options).await?;
+        client.background_on(100).await?;
+        drop(source);
+        let failed = async {
+            while client.call(Method::PendingFn, 1).await?.errors.is_empty() {}
+            Ok::<(), PeerError>(())
+        };
+        tokio::time::timeout(Duration::from_secs(20), failed)
+            .await
+            .expect("calls fail")?;
+        let report = client.background_off().await?;
+        assert!(!report.errors.is_empty(), "{kind}: {report:?}");
+        client.quit().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_that_makes_no_sense_ends_the_client() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    let source = source(&directory).await;
+    for kind in ClientKind::ALL {
+        let options = ClientOptions::default();
+        let mut client = Client::start(kind, &source.unix(), &options).await?;
+        let refused = client.background_off().await;
+        assert!(
+            matches!(&refused, Err(PeerError::Failed { message, .. }) if message == "the background is off"),
+            "{kind}: {refused:?}"
+        );
+        let ended = client.quit().await;
+        assert!(
+            matches!(
+                &ended,
+                Err(PeerError::Pipe { .. } | PeerError::Status { .. })
+            ),
+            "{kind}: {ended:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn an_error_line_is_an_error() {
+    let line = r#"{"event":"error","message":"unknown command: \"stop\""}"#;
+    let event: Event = serde_json::from_str(line).expect("an event");
+    assert!(matches!(event, Event::Error { .. }));
+}
