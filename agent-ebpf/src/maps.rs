@@ -4,7 +4,7 @@ use core::arch::asm;
 
 use agent_common::abi::{
     ConnKey, EVENT_BYTES, MAX_CONNECTIONS, MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals,
-    Tracked,
+    Tracked, walks,
 };
 use agent_common::h2::paths::PathTable;
 use aya_ebpf::macros::map;
@@ -45,9 +45,9 @@ pub static PATHS: Array<PathTable> = Array::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// `tap_walk`, at 0.
+/// The programs that `abi::walks` numbers.
 #[map]
-pub static WALK: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub static WALKS: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
 
 /// Process events for the agent.
 #[map]

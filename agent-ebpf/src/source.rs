@@ -74,6 +74,12 @@ impl Scratch {
         self.window_len.set(0);
     }
 
+    /// Whether nothing of the buffer was read yet.
+    #[inline(always)]
+    pub fn window_is_empty(&self) -> bool {
+        self.window_len.get() == 0
+    }
+
     /// Goes to the next buffer. `Err` where there is none, or it can't be read.
     #[inline(always)]
     pub fn next_buffer(&self) -> Result<(), ()> {

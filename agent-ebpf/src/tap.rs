@@ -1,27 +1,28 @@
 //! The tap: follows what watched processes send, and counts the requests in it. It changes nothing.
 //!
 //! `tap_write`, `tap_writev`, `tap_sendto`, `tap_sendmsg`: tracepoints `syscalls/sys_exit_*`. They find out who sends,
-//! what and where, and go on in `tap_walk` by tail call; another kind of hook is another thin entry before the
-//! same body. Minimum kernel 5.15 (see [`crate::regs`]). Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where
+//! what and where, and go on by tail call in `tap_follow` (a connection in sync) or `tap_open` (one that begins or may be
+//! joined); another kind of hook is another thin entry before the same bodies. Minimum kernel 5.15 (see [`crate::regs`]). Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where
 //! `perf_event_paranoid` is above 2.
 
-use agent_common::abi::{ConnKey, Reason, Slot, Target, Tracked, verdict};
+use agent_common::abi::{ConnKey, Reason, Slot, Target, Tracked, verdict, walks};
+use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::track::{self, Begin, End, status};
-use agent_common::h2::walk::{self, Fault, Outcome};
+use agent_common::h2::walk::{self, Conn, Fault, Outcome, Source};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
-use crate::maps::{CONNECTIONS, PATHS, SCRATCH, SLOTS, TARGETS, WALK, add, unparsed};
+use crate::maps::{CONNECTIONS, PATHS, SCRATCH, SLOTS, TARGETS, WALKS, add, unparsed};
 use crate::regs;
 use crate::source::Scratch;
 
-/// Tokens that one run of `tap_walk` passes. With the 33 tail calls that the kernel allows in a row, a send may hold
-/// some 4,000: a thousand small frames. It also bounds what the verifier walks (6.18: see ARCHITECTURE.md).
-const STEPS: u32 = 120;
+/// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
+/// 2,000: about 300 calls in one system call. It also bounds what the verifier walks (ARCHITECTURE.md has the numbers).
+const STEPS: u32 = 64;
 
 /// How a system call hands over its bytes.
 #[derive(Clone, Copy)]
@@ -103,11 +104,12 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
         }
     }
     s.begun.set(NOT_BEGUN);
-    // SAFETY: the program at 0 is of the same type and reads the same context.
-    unsafe { WALK.tail_call(ctx, 0) };
+    // SAFETY: the program there is of the same type and reads the same context.
+    unsafe { WALKS.tail_call(ctx, walks::FOLLOW) };
     0
 }
 
+/// Values of `Scratch::begun`.
 const NOT_BEGUN: u32 = 0;
 const FOLLOW: u32 = 1;
 const FRESH: u32 = 2;
@@ -119,102 +121,160 @@ const DONE: u32 = 1;
 const UNREADABLE: u32 = 2;
 const FAULT: u32 = 16;
 
-/// Walks a send, by tail call from an entry or from itself.
+#[inline(always)]
+fn scratch<'a>() -> Option<&'a Scratch> {
+    // SAFETY: it is this CPU's map value, nothing preempts a tracepoint program, and it is written through cells.
+    SCRATCH.get_ptr(0).map(|scratch| unsafe { &*scratch })
+}
+
+/// Walks a send of a connection that is in sync: the common case, in place, with one look-up.
 #[tracepoint]
-pub fn tap_walk(ctx: TracePointContext) -> u32 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+pub fn tap_follow(ctx: TracePointContext) -> u32 {
+    let Some(s) = scratch() else {
         return 0;
     };
-    if unsafe_scratch(scratch).begun.get() == NOT_BEGUN && !begin(scratch) {
-        return 0;
+    let tracked = match CONNECTIONS.get_ptr(s.key) {
+        // SAFETY: it is a map value; one connection's sends don't overlap (a client that wrote to one HTTP/2
+        // connection from two threads at once would break it).
+        Some(tracked) => unsafe { &*tracked },
+        None => return open(&ctx),
+    };
+    let c = &tracked.conn;
+    if tracked.generation != s.tracked.generation || c.status.get() != status::SYNCED {
+        return open(&ctx);
     }
-    let s = unsafe_scratch(scratch);
-    let ended = walk(s);
+    if s.begun.get() == NOT_BEGUN {
+        s.begun.set(FOLLOW);
+        if c.at_border() {
+            if s.left.get() == 0 && s.next_buffer().is_err()
+                || s.left.get() != 0 && s.fill().is_err()
+            {
+                follow_lost(s, c, UNREADABLE);
+                return 0;
+            }
+            // A frame of 5 MB, or a connection that begins anew.
+            if s.ready() != 0 && s.peek(0) == PREFACE[0] {
+                s.begun.set(NOT_BEGUN);
+                return open(&ctx);
+            }
+        }
+    }
+    let ended = walk(s, c, true);
     if ended == MORE {
         // SAFETY: as in `sent`. It returns only when 33 calls were made.
-        unsafe { WALK.tail_call(&ctx, 0) };
+        unsafe { WALKS.tail_call(&ctx, walks::FOLLOW) };
+    }
+    if ended != DONE {
+        follow_lost(s, c, ended);
+    }
+    if c.gap.get() != 0 {
+        unparsed(Reason::StreamGap);
+        c.gap.set(0);
+    }
+    0
+}
+
+#[inline(always)]
+fn open(ctx: &TracePointContext) -> u32 {
+    // SAFETY: as in `sent`.
+    unsafe { WALKS.tail_call(ctx, walks::OPEN) };
+    0
+}
+
+/// A connection in sync lost its place.
+#[inline(always)]
+fn follow_lost(s: &Scratch, c: &Conn, ended: u32) {
+    gauge(s.slot.get(), status::SYNCED, u64::MAX);
+    if ended >= FAULT && track::end(c, Begin::Follow, Some(fault(ended - FAULT))) == End::Drop {
+        // Something else that began with a `P`.
+        let _ = CONNECTIONS.remove(s.key);
+        return;
+    }
+    c.status.set(status::UNSYNCED);
+    gauge(s.slot.get(), status::UNSYNCED, 1);
+    unparsed(reason(ended));
+}
+
+#[inline(always)]
+fn reason(ended: u32) -> Reason {
+    match ended {
+        MORE => Reason::TooLong,
+        UNREADABLE => Reason::Unreadable,
+        _ => fault(ended - FAULT).into(),
+    }
+}
+
+/// Walks a send of a connection that begins, or that may be joined, in the scratch: only what turns out to be
+/// HTTP/2 gets a place in the map.
+#[tracepoint]
+pub fn tap_open(ctx: TracePointContext) -> u32 {
+    let Some(s) = scratch() else {
+        return 0;
+    };
+    if s.begun.get() == NOT_BEGUN && !begin(s) {
+        return 0;
+    }
+    let ended = walk(s, &s.tracked.conn, false);
+    if ended == MORE {
+        // SAFETY: as in `sent`.
+        unsafe { WALKS.tail_call(&ctx, walks::OPEN) };
     }
     end(s, ended);
     0
 }
 
+/// Decides how to walk. `false`: not at all.
 #[inline(always)]
-fn unsafe_scratch<'a>(scratch: *mut Scratch) -> &'a Scratch {
-    // SAFETY: it is this CPU's map value, and nothing preempts a tracepoint program.
-    unsafe { &*scratch }
-}
-
-/// Brings the connection's state in and decides how to walk. `false`: not at all.
-#[inline(always)]
-fn begin(scratch: *mut Scratch) -> bool {
-    let s = unsafe_scratch(scratch);
-    let generation = s.tracked.generation;
-    let tracked = match CONNECTIONS.get_ptr(s.key) {
-        // SAFETY: it is a map value; one connection's sends don't overlap (a client that wrote to one HTTP/2
-        // connection from two threads at once would break it).
-        Some(tracked) if unsafe { (*tracked).generation } == generation => Some(tracked),
-        _ => None,
-    };
-    match tracked {
-        Some(tracked) => {
-            // SAFETY: both are map values of one type, and don't overlap.
-            unsafe {
-                if (*tracked).conn.status.get() == status::TLS {
-                    return false;
-                }
-                core::ptr::copy_nonoverlapping(tracked, &raw mut (*scratch).tracked, 1);
-            }
+fn begin(s: &Scratch) -> bool {
+    let c = &s.tracked.conn;
+    match CONNECTIONS.get_ptr(s.key) {
+        // SAFETY: it is a map value.
+        Some(tracked) if unsafe { (*tracked).generation } == s.tracked.generation => {
+            // SAFETY: as above. All else of the state is set anew when a connection begins or is joined.
+            c.status.set(unsafe { (*tracked).conn.status.get() });
             s.known.set(1);
         }
-        None => {
-            // SAFETY: all zero is a `Tracked` of which nothing was seen.
-            unsafe {
-                core::ptr::write_bytes(&raw mut (*scratch).tracked.conn, 0, 1);
-            }
+        _ => {
+            c.status.set(status::NEW);
             s.known.set(0);
         }
     }
-    // SAFETY: counters are plain words.
-    unsafe { core::ptr::write_bytes((*scratch).found.as_ptr().cast_mut(), 0, 16) };
-    s.before.set(s.tracked.conn.status.get());
-    if s.left.get() == 0 && s.next_buffer().is_err() {
-        return lost(s);
+    let before = c.status.get();
+    s.before.set(before);
+    if before == status::TLS {
+        return false;
     }
+    c.restart();
     // Empty buffers in front are rare; the walk passes them, but `begin` wants the first bytes.
-    if s.left.get() == 0 && s.next_buffer().is_err() {
-        return lost(s);
+    if s.left.get() == 0 && s.next_buffer().is_err()
+        || s.left.get() == 0 && s.next_buffer().is_err()
+        || s.left.get() != 0 && s.window_is_empty() && s.fill().is_err()
+    {
+        return false;
     }
-    if s.left.get() != 0 && s.fill().is_err() {
-        return lost(s);
+    s.begun
+        .set(match track::begin(c, s, s.left.get() + s.behind.get()) {
+            Begin::Fresh => FRESH,
+            Begin::Join => JOIN,
+            // At a border, `Follow` is what begins with a `P` and is no preface: a frame of 5 MB.
+            Begin::Follow => FRESH,
+            Begin::Tls => {
+                unparsed(Reason::Tls);
+                keep(s);
+                return false;
+            }
+            Begin::Ignore => return false,
+        });
+    for found in &s.found {
+        found.set(0);
     }
-    let begun = track::begin(&s.tracked.conn, s, s.left.get() + s.behind.get());
-    s.begun.set(match begun {
-        Begin::Follow => FOLLOW,
-        Begin::Fresh => FRESH,
-        Begin::Join => JOIN,
-        Begin::Tls => {
-            unparsed(Reason::Tls);
-            keep(s);
-            return false;
-        }
-        Begin::Ignore => return false,
-    });
     true
 }
 
-/// The bytes can't be read: the place in a connection that was followed is lost.
+/// Passes up to [`STEPS`] tokens. Requests count at once where the connection is in sync; otherwise they may turn
+/// out to be none.
 #[inline(always)]
-fn lost(s: &Scratch) -> bool {
-    if s.before.get() == status::SYNCED {
-        unparsed(Reason::Unreadable);
-        s.tracked.conn.status.set(status::UNSYNCED);
-        keep(s);
-    }
-    false
-}
-
-#[inline(always)]
-fn walk(s: &Scratch) -> u32 {
+fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
         return UNREADABLE;
     };
@@ -230,16 +290,16 @@ fn walk(s: &Scratch) -> u32 {
             }
             continue;
         }
-        match walk::step(&s.tracked.conn, s, paths, s.begun.get() == JOIN) {
+        match walk::step(c, s, paths, !in_sync && s.begun.get() == JOIN) {
             Outcome::Continue => {}
             Outcome::Starved => {
                 if s.fill().is_err() {
                     return UNREADABLE;
                 }
             }
+            Outcome::Request if in_sync => count(s, c.path.get(), 1),
             Outcome::Request => {
-                // UNRESOLVED is 255: the mask makes it 15.
-                let found = &s.found[(s.tracked.conn.path.get() & 15) as usize];
+                let found = &s.found[class_index(c.path.get())];
                 found.set(found.get() + 1);
             }
             Outcome::Fault(fault) => return FAULT + fault as u32,
@@ -248,50 +308,55 @@ fn walk(s: &Scratch) -> u32 {
     MORE
 }
 
-/// Keeps what the send left behind.
+/// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 15.
+#[inline(always)]
+fn class_index(class: u32) -> usize {
+    (class & 15) as usize
+}
+
+/// Keeps what a send that was walked in the scratch left behind.
 #[inline(always)]
 fn end(s: &Scratch, ended: u32) {
-    let conn = &s.tracked.conn;
-    let (begun, was_join) = match s.begun.get() {
-        FOLLOW => (Begin::Follow, false),
-        FRESH => (Begin::Fresh, false),
-        _ => (Begin::Join, true),
+    let c = &s.tracked.conn;
+    let begun = if s.begun.get() == JOIN {
+        Begin::Join
+    } else {
+        Begin::Fresh
     };
     if ended == MORE || ended == UNREADABLE {
-        if was_join {
+        if begun == Begin::Join {
             return;
         }
-        unparsed(if ended == MORE {
-            Reason::TooLong
-        } else {
-            Reason::Unreadable
-        });
-        conn.status.set(status::UNSYNCED);
-        count(s);
-        keep(s);
-        return;
-    }
-    let fault = if ended == DONE {
-        None
+        unparsed(reason(ended));
+        c.status.set(status::UNSYNCED);
     } else {
-        Some(fault(ended - FAULT))
-    };
-    match track::end(conn, begun, fault) {
-        End::Keep => {}
-        End::Lost(fault) => unparsed(fault.into()),
-        End::Drop => {
-            if conn.status.get() == status::NEW && s.known.get() != 0 {
-                settle(s, status::NEW);
-                let _ = CONNECTIONS.remove(s.key);
+        let fault = if ended == DONE {
+            None
+        } else {
+            Some(fault(ended - FAULT))
+        };
+        match track::end(c, begun, fault) {
+            End::Keep => {}
+            End::Lost(fault) => unparsed(fault.into()),
+            End::Drop => {
+                if begun == Begin::Fresh && s.known.get() != 0 {
+                    settle(s, status::NEW);
+                    let _ = CONNECTIONS.remove(s.key);
+                }
+                return;
             }
-            return;
         }
     }
-    if conn.gap.get() != 0 {
-        unparsed(Reason::StreamGap);
-        conn.gap.set(0);
+    for path in 0..MAX_PATHS as u32 {
+        let n = s.found[class_index(walk::WATCHED + path)].get();
+        if n != 0 {
+            count(s, walk::WATCHED + path, n);
+        }
     }
-    count(s);
+    let n = s.found[class_index(walk::UNRESOLVED)].get();
+    if n != 0 {
+        count(s, walk::UNRESOLVED, n);
+    }
     keep(s);
 }
 
@@ -308,38 +373,27 @@ fn fault(number: u32) -> Fault {
     }
 }
 
-/// Adds the requests found to the process's counters.
+/// Adds `n` requests of a class to the process's counters.
 #[inline(always)]
-fn count(s: &Scratch) {
+fn count(s: &Scratch, class: u32, n: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
-    let verdict = s.verdict.get() as usize & (verdict::COUNT - 1);
-    for path in 0..MAX_PATHS {
-        let n = s.found[walk::WATCHED as usize + path].get();
-        if n != 0 {
-            // SAFETY: the pointer leads into the slot, which is a map value.
-            unsafe { add(&raw mut (*slot).calls[path][verdict], n as u64) };
-        }
-    }
-    let n = s.found[(walk::UNRESOLVED & 15) as usize].get();
-    if n != 0 {
-        // SAFETY: as above.
+    if class == walk::UNRESOLVED {
+        // SAFETY: the pointer leads into the slot, which is a map value.
         unsafe { add(&raw mut (*slot).unresolved, n as u64) };
+    } else if class >= walk::WATCHED {
+        let path = (class - walk::WATCHED) as usize & (MAX_PATHS - 1);
+        let verdict = s.verdict.get() as usize & (verdict::COUNT - 1);
+        // SAFETY: as above, and both indices are masked.
+        unsafe { add(&raw mut (*slot).calls[path][verdict], n as u64) };
     }
 }
 
-/// Writes the connection's state back.
+/// Puts the connection into the map.
 #[inline(always)]
 fn keep(s: &Scratch) {
     settle(s, s.tracked.conn.status.get());
-    if s.known.get() != 0 {
-        if let Some(tracked) = CONNECTIONS.get_ptr_mut(s.key) {
-            // SAFETY: both are map values of one type, and don't overlap.
-            unsafe { core::ptr::copy_nonoverlapping(&raw const s.tracked, tracked, 1) };
-        }
-        return;
-    }
     if CONNECTIONS.insert(s.key, &s.tracked, 0).is_err() {
         settle_from(s, s.tracked.conn.status.get(), status::NEW);
         unparsed(Reason::TableFull);

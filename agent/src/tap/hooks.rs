@@ -1,5 +1,7 @@
 //! Which program goes where, and what is lost without it.
 
+use agent_common::abi::walks;
+
 /// A field of a tracepoint's record that a program reads.
 pub struct Field {
     /// Its name in the `format` file.
@@ -26,8 +28,10 @@ pub struct Hook {
     pub required: bool,
 }
 
-/// The program that the others continue in; it is loaded first and attached to nothing.
-pub const WALK: &str = "tap_walk";
+/// The programs that the taps continue in, by their place in the array of programs. They are loaded first and attached to
+/// nothing.
+pub const WALKS: [(u32, &str); walks::COUNT as usize] =
+    [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
 
 const RET: &[Field] = &[Field {
     name: "ret",

@@ -22,7 +22,7 @@ use aya::programs::{ProgramError, TracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use self::counters::MappedArray;
-use self::hooks::{HOOKS, Hook, WALK};
+use self::hooks::{HOOKS, Hook, WALKS};
 use self::tracefs::TracefsError;
 use crate::model::ProgramStatus;
 
@@ -46,9 +46,9 @@ pub enum TapError {
     /// A watched path that can't be watched (the config refuses it before).
     #[error("a watched method can't be watched: {0:?}")]
     Path(PathError),
-    /// The program that parses.
-    #[error("the kernel refuses {WALK}, without which nothing is parsed: {0}")]
-    Walk(String),
+    /// A program that parses.
+    #[error("the kernel refuses {0}, without which nothing is parsed: {1}")]
+    Walk(&'static str, String),
     /// A program that nothing can be done without.
     #[error("{program} can't be attached to {hook}: {reason}")]
     Required {
@@ -100,7 +100,7 @@ pub struct Tap {
     pub slots: MappedArray<Slot>,
     /// Counters of the node.
     pub totals: MappedArray<Totals>,
-    _walk: ProgramArray<MapData>,
+    _walks: ProgramArray<MapData>,
 }
 
 /// Loads the programs and attaches them; `methods` are the paths to watch.
@@ -135,7 +135,7 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
             .push(slot, 0)
             .map_err(|e| map_error("FREE_SLOTS", &e))?;
     }
-    let walk = load_walk(&mut ebpf)?;
+    let walks = load_walks(&mut ebpf)?;
     let programs = HOOKS
         .iter()
         .map(|hook| attach(&mut ebpf, hook, &tracefs))
@@ -151,7 +151,7 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
             .map_err(|e| io_error("TOTALS", &e))?,
         ebpf,
         programs,
-        _walk: walk,
+        _walks: walks,
     })
 }
 
@@ -161,18 +161,18 @@ fn load_maps() -> Result<Ebpf, TapError> {
         .map_err(|e| TapError::Load(Box::new(e)))
 }
 
-fn load_walk(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
-    let program = tracepoint(ebpf, WALK).map_err(TapError::Walk)?;
-    program
-        .load()
-        .map_err(|e| TapError::Walk(chain(&e)))?;
-    let fd = program
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
-        .map_err(|e| TapError::Walk(chain(&e)))?;
-    let mut walk: ProgramArray<_> = map(ebpf, "WALK")?;
-    walk.set(0, &fd, 0).map_err(|e| map_error("WALK", &e))?;
-    Ok(walk)
+fn load_walks(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
+    let mut walks: ProgramArray<_> = map(ebpf, "WALKS")?;
+    for (place, name) in WALKS {
+        let refused = |reason| TapError::Walk(name, reason);
+        let program = tracepoint(ebpf, name).map_err(refused)?;
+        program.load().map_err(|e| refused(chain(&e)))?;
+        let fd = program.fd().map_err(|e| refused(chain(&e)))?;
+        walks
+            .set(place, fd, 0)
+            .map_err(|e| map_error("WALKS", &e))?;
+    }
+    Ok(walks)
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, String> {
@@ -305,10 +305,10 @@ impl Tap {
 /// What loading every program on this kernel said; for `pendguard doctor`. Nothing is attached.
 pub fn probe() -> Result<Vec<(&'static str, Result<Option<u32>, String>)>, TapError> {
     let mut ebpf = load_maps()?;
-    let mut all = vec![WALK];
-    all.extend(HOOKS.iter().map(|h| h.program));
-    Ok(all
-        .into_iter()
+    Ok(WALKS
+        .iter()
+        .map(|(_, name)| *name)
+        .chain(HOOKS.iter().map(|hook| hook.program))
         .map(|name| {
             let result = tracepoint(&mut ebpf, name).and_then(|program| {
                 program.load().map_err(|e| chain(&e))?;
