@@ -1,0 +1,10 @@
+//! Tests of the HTTP/2 and HPACK tracker on the host.
+
+#[path = "../reference/mod.rs"]
+mod reference;
+
+mod captures;
+mod malformed;
+mod paths;
+mod properties;
+mod rfc7541;
