@@ -1,6 +1,6 @@
 //! Frame headers (RFC 9113 §4.1, §6): which of them a client may send.
 
-use super::walk::Fault;
+use super::walk::{Fault, Source};
 
 /// Octets of a frame header.
 pub const HEAD: u32 = 9;
@@ -46,6 +46,23 @@ pub struct Head {
 }
 
 impl Head {
+    /// The frame header of which `octet` gives each of the nine octets (RFC 9113 §4.1).
+    #[inline(always)]
+    pub fn of(octet: impl Fn(u32) -> u8) -> Self {
+        Self {
+            len: (octet(0) as u32) << 16 | (octet(1) as u32) << 8 | octet(2) as u32,
+            kind: octet(3) as u32,
+            flags: octet(4) as u32,
+            raw_stream: u32::from_be_bytes([octet(5), octet(6), octet(7), octet(8)]),
+        }
+    }
+
+    /// The frame header in front of `s`, of which [`HEAD`] octets are ready.
+    #[inline(always)]
+    pub fn read<S: Source>(s: &S) -> Self {
+        Self::of(|at| s.peek(at))
+    }
+
     /// The stream identifier (RFC 9113 §4.1: the reserved bit is ignored).
     #[inline(always)]
     pub const fn stream(&self) -> u32 {
@@ -80,7 +97,7 @@ impl Head {
             ),
             PRIORITY => (stream != 0, self.len == 5, 0),
             RST_STREAM => (stream != 0, self.len == 4, 0),
-            SETTINGS => (stream == 0, self.len % 6 == 0, flag::ACK),
+            SETTINGS => (stream == 0, self.len.is_multiple_of(6), flag::ACK),
             PING => (stream == 0, self.len == 8, flag::ACK),
             GOAWAY => (stream == 0, self.len >= 8, 0),
             WINDOW_UPDATE => (true, self.len == 4, 0),

@@ -5,7 +5,7 @@
 
 use core::cell::Cell;
 
-use super::frame::PREFACE;
+use super::frame::{HEAD, Head, PREFACE};
 use super::paths::Paths;
 use super::walk::{Conn, Fault, Outcome, Source, phase, step};
 
@@ -71,8 +71,25 @@ pub fn begin<S: Source>(c: &Conn, s: &S, total: u32) -> Begin {
         c.status.set(status::TLS);
         return Begin::Tls;
     }
+    if !may_join(s, total) {
+        return Begin::Ignore;
+    }
     c.restart();
     Begin::Join
+}
+
+/// Whether a send may chain to its end: the first frame header would be one, as far as it is ready. Most of what a
+/// process sends elsewhere ends here (log lines, wake-ups), before anything is set up for it.
+#[inline(always)]
+fn may_join<S: Source>(s: &S, total: u32) -> bool {
+    if total < HEAD {
+        return false;
+    }
+    if s.ready() < HEAD {
+        return true;
+    }
+    let head = Head::read(s);
+    head.len <= total - HEAD && head.check(0, true).is_ok()
 }
 
 /// Whether the bytes that are ready begin a preface, or, unless it must be `whole`, are its first part.

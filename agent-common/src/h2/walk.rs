@@ -5,7 +5,7 @@
 //! All state that outlives a step is in [`Conn`], in memory (see [`crate::vol`]).
 
 use super::frame::{HEAD, Head, PREFACE, flag, kind};
-use super::paths::{NAME, Paths};
+use super::paths::{MAX_PATHS, NAME, Paths};
 use crate::vol::Vol;
 
 /// Insertions into the dynamic table whose meaning is remembered. A table of 4,096 octets, the default
@@ -14,8 +14,10 @@ pub const RING: usize = 128;
 /// Octets in a header block beyond which it is given up: no gRPC client sends as much, and a chain of CONTINUATION
 /// frames could go on for ever. Their frame headers count as well, so a chain of empty ones ends too.
 pub const MAX_BLOCK: u32 = 64 * 1024;
-/// Octets of a string that one step compares.
-const COMPARE: u32 = 8;
+/// Octets of a string that one step compares: a whole watched path, mostly.
+const COMPARE: u32 = 32;
+/// Fields of one octet that one step passes.
+const RUN: u32 = 8;
 
 /// What a path turned out to be: nothing known (yet).
 pub const NONE: u32 = 0;
@@ -186,6 +188,58 @@ impl Conn {
         self.phase.get() == phase::HEAD && self.count.get() == 0 && self.open_block.get() == 0
     }
 
+    /// Checks what must hold between two steps, unless the last one ended in a fault: for tests and fuzzing.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) -> Result<(), &'static str> {
+        let odd_or_none = |stream: u32| stream == 0 || stream & 1 == 1;
+        let count = self.count.get();
+        let fragment = self.fragment.get();
+        let then = self.then.get();
+        let field = self.field.get();
+        let place = match self.phase.get() {
+            phase::PREFACE => count < PREFACE.len() as u32,
+            phase::HEAD => count < HEAD && (self.open_block.get() != 0 || field == field::START),
+            phase::SKIP => {
+                count > 0
+                    && count < 1 << 24
+                    && (then == phase::HEAD || then == phase::BLOCK && count <= 5 && fragment > 0)
+            }
+            phase::PAD_LENGTH => count == 0 && fragment < 1 << 24,
+            phase::BLOCK => count == 0 && fragment > 0 && fragment <= MAX_BLOCK,
+            _ => false,
+        };
+        if !place {
+            return Err("phase, count and fragment disagree");
+        }
+        if self.padding.get() > 255 || self.block.get() > MAX_BLOCK {
+            return Err("a length exceeds its limit");
+        }
+        if !odd_or_none(self.open_block.get()) || !odd_or_none(self.last_stream.get()) {
+            return Err("a stream that no client opens");
+        }
+        if field > field::BODY
+            || self.integer.get() > integer::LENGTH
+            || self.role.get() > 15
+            || self.huffman.get() > 1
+            || self.unknown.get() > 1
+            || self.shift.get() > 28
+        {
+            return Err("a field's state is none");
+        }
+        let left = self.string_left.get();
+        if field == field::BODY && left == 0 {
+            return Err("an ended string goes on");
+        }
+        if field == field::BODY && self.mask.get() != 0 && self.string_at.get() + left >= 128 {
+            return Err("a string longer than any candidate is one");
+        }
+        let class = |class: u32| class < WATCHED + MAX_PATHS as u32 || class == UNRESOLVED;
+        if !class(self.path.get()) || self.ring.iter().any(|c| !class(c.get() as u32)) {
+            return Err("a class that is none");
+        }
+        Ok(())
+    }
+
     /// Back to the border between two frames, with an unknown dynamic table.
     #[inline(always)]
     pub fn restart(&self) {
@@ -194,6 +248,7 @@ impl Conn {
         self.open_block.set(0);
         self.last_stream.set(0);
         self.field.set(field::START);
+        self.gap.set(0);
         self.forget_table();
     }
 }
@@ -281,14 +336,10 @@ fn expected_preface(at: u32) -> u8 {
 #[inline(always)]
 fn head<S: Source>(c: &Conn, s: &S, strict: bool) -> Outcome {
     let had = c.count.get();
-    let mut o = [0u8; HEAD as usize];
-    if had == 0 && s.ready() >= HEAD {
-        let mut i = 0;
-        while i < HEAD {
-            o[i as usize] = s.peek(i);
-            i += 1;
-        }
+    let h = if had == 0 && s.ready() >= HEAD {
+        let h = Head::read(s);
         s.pass(HEAD);
+        h
     } else {
         c.head[(had & 15) as usize].set(s.peek(0));
         s.pass(1);
@@ -296,32 +347,25 @@ fn head<S: Source>(c: &Conn, s: &S, strict: bool) -> Outcome {
             c.count.set(had + 1);
             return Outcome::Continue;
         }
-        let mut i = 0;
-        while i < HEAD as usize {
-            o[i] = c.head[i].get();
-            i += 1;
-        }
-    }
-    c.count.set(0);
-    let h = Head {
-        len: (o[0] as u32) << 16 | (o[1] as u32) << 8 | o[2] as u32,
-        kind: o[3] as u32,
-        flags: o[4] as u32,
-        raw_stream: u32::from_be_bytes([o[5], o[6], o[7], o[8]]),
+        c.count.set(0);
+        Head::of(|at| c.head[(at & 15) as usize].get())
     };
     if let Err(fault) = h.check(c.open_block.get(), strict) {
         return Outcome::Fault(fault);
     }
+    if h.kind != kind::HEADERS && h.kind != kind::CONTINUATION {
+        // Most frames end in the piece in which they begin.
+        let n = min(h.len, s.left());
+        s.pass(n);
+        skip(c, h.len - n, phase::HEAD);
+        return Outcome::Continue;
+    }
     frame(c, &h)
 }
 
-/// Goes on behind a frame header.
+/// Goes on behind the header of a HEADERS or CONTINUATION frame.
 #[inline(always)]
 fn frame(c: &Conn, h: &Head) -> Outcome {
-    if h.kind != kind::HEADERS && h.kind != kind::CONTINUATION {
-        skip(c, h.len, phase::HEAD);
-        return Outcome::Continue;
-    }
     c.flags.set(h.flags);
     c.stream.set(h.stream());
     c.fragment.set(h.len);
@@ -423,74 +467,84 @@ fn end_of_fragment(c: &Conn, extra: u32) -> Outcome {
     Outcome::Request
 }
 
-/// One token of a header block fragment (RFC 7541 §6).
+/// Some tokens of a header block fragment (RFC 7541 §6).
+///
+/// What mostly comes together is passed together, if it lies in front whole: a run of fields of one octet; the first
+/// octets of a literal's name and value. Everything also goes octet by octet.
 #[inline(always)]
 fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
     let fragment = c.fragment.get();
     let state = c.field.get();
     let mask = c.mask.get();
-    let n;
+    let mut n;
     let mut done = NOTHING_DONE;
     if state == field::BODY && mask == 0 {
         // A string that is no candidate any more isn't read.
         n = min(min(c.string_left.get(), fragment), s.left());
         done = string_part(c, n);
-    } else if s.ready() == 0 {
-        return Outcome::Starved;
-    } else if state == field::BODY {
-        n = min(min(c.string_left.get(), fragment), min(s.ready(), COMPARE));
-        let at = c.string_at.get();
-        let mut mask = mask;
-        let mut i = 0;
-        while i < COMPARE {
-            if i < n {
-                mask &= p.at(at + i, s.peek(i));
-            }
-            i += 1;
-        }
-        c.mask.set(mask);
-        done = string_part(c, n);
     } else {
-        n = 1;
-        let octet = s.peek(0) as u32;
-        if state == field::INTEGER {
-            // RFC 7541 §5.1, cut at 28 bits: nothing in a header block is larger.
-            let shift = c.shift.get();
-            if shift > 21 {
-                return Outcome::Fault(Fault::Integer);
+        let ready = min(s.ready(), fragment);
+        if ready == 0 {
+            return Outcome::Starved;
+        }
+        if state == field::BODY {
+            n = min(min(c.string_left.get(), ready), COMPARE);
+            let at = c.string_at.get();
+            let mut mask = mask;
+            let mut i = 0;
+            while i < COMPARE {
+                if i >= n {
+                    break;
+                }
+                mask &= p.at(at + i, s.peek(i));
+                i += 1;
             }
-            let value = c.value.get() + ((octet & 0x7f) << shift);
-            c.value.set(value);
-            c.shift.set(shift + 7);
-            if octet & 0x80 == 0 {
-                done = INTEGER_DONE;
+            c.mask.set(mask);
+            done = string_part(c, n);
+        } else if state == field::START && is_short_index(s.peek(0) as u32) {
+            n = 0;
+            while n < RUN {
+                if n >= ready {
+                    break;
+                }
+                let octet = s.peek(n) as u32;
+                if !is_short_index(octet) {
+                    break;
+                }
+                indexed(c, octet & 0x7f);
+                n += 1;
             }
         } else {
-            let prefix = if state == field::START {
-                first_octet(c, octet)
+            n = 1;
+            let octet = s.peek(0) as u32;
+            if state == field::INTEGER {
+                // RFC 7541 §5.1, cut at 28 bits: nothing in a header block is larger.
+                let shift = c.shift.get();
+                if shift > 21 {
+                    return Outcome::Fault(Fault::Integer);
+                }
+                let value = c.value.get() + ((octet & 0x7f) << shift);
+                c.value.set(value);
+                c.shift.set(shift + 7);
+                if octet & 0x80 == 0 {
+                    done = integer(c, p, c.integer.get(), value);
+                }
+            } else if state == field::STRING {
+                done = length(c, p, octet);
             } else {
-                c.huffman.set(octet >> 7);
-                c.integer.set(integer::LENGTH);
-                0x7f
-            };
-            let value = octet & prefix;
-            c.value.set(value);
-            c.shift.set(0);
-            if value < prefix {
-                done = INTEGER_DONE;
-            } else {
-                c.field.set(field::INTEGER);
+                done = first_octet(c, p, octet);
+                if c.field.get() == field::STRING && ready > 1 {
+                    n = 2;
+                    done = length(c, p, s.peek(1) as u32);
+                }
+            }
+            if done == BAD_INTEGER {
+                return Outcome::Fault(Fault::Integer);
             }
         }
     }
     s.pass(n);
     c.fragment.set(fragment - n);
-    if done == INTEGER_DONE {
-        done = integer(c, p);
-        if done == BAD_INTEGER {
-            return Outcome::Fault(Fault::Integer);
-        }
-    }
     if done == STRING_DONE {
         string(c);
     }
@@ -500,31 +554,52 @@ fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
     Outcome::Continue
 }
 
-const NOTHING_DONE: u32 = 0;
-const INTEGER_DONE: u32 = 1;
-const STRING_DONE: u32 = 2;
-const BAD_INTEGER: u32 = 3;
-
-/// Sorts a field's first octet (RFC 7541 §6) and returns the mask of its integer prefix.
+/// Whether a field is an index of one octet (RFC 7541 §6.1), and not the index 0, which is none.
 #[inline(always)]
-fn first_octet(c: &Conn, octet: u32) -> u32 {
-    if octet & 0x80 != 0 {
-        c.integer.set(integer::INDEXED);
-        return 0x7f;
+fn is_short_index(octet: u32) -> bool {
+    octet > 0x80 && octet < 0xff
+}
+
+/// The value of an integer's prefix, or that it goes on (RFC 7541 §5.1).
+#[inline(always)]
+fn prefix<P: Paths>(c: &Conn, p: &P, kind: u32, octet: u32, mask: u32) -> u32 {
+    let value = octet & mask;
+    if value < mask {
+        return integer(c, p, kind, value);
     }
-    if octet & 0x40 != 0 {
-        c.integer.set(integer::NAME);
-        c.role.set(INSERT);
-        return 0x3f;
-    }
-    if octet & 0x20 != 0 {
+    c.integer.set(kind);
+    c.value.set(value);
+    c.shift.set(0);
+    c.field.set(field::INTEGER);
+    NOTHING_DONE
+}
+
+/// The first octet of a string's length (RFC 7541 §5.2).
+#[inline(always)]
+fn length<P: Paths>(c: &Conn, p: &P, octet: u32) -> u32 {
+    c.huffman.set(octet >> 7);
+    prefix(c, p, integer::LENGTH, octet, 0x7f)
+}
+
+const NOTHING_DONE: u32 = 0;
+const STRING_DONE: u32 = 1;
+const BAD_INTEGER: u32 = 2;
+
+/// Sorts a field's first octet (RFC 7541 §6).
+#[inline(always)]
+fn first_octet<P: Paths>(c: &Conn, p: &P, octet: u32) -> u32 {
+    let (kind, role, mask) = if octet & 0x80 != 0 {
+        (integer::INDEXED, 0, 0x7f)
+    } else if octet & 0x40 != 0 {
+        (integer::NAME, INSERT, 0x3f)
+    } else if octet & 0x20 != 0 {
         // A size update evicts at most; insertion numbers stay what they are (RFC 7541 §6.3).
-        c.integer.set(integer::TABLE_SIZE);
-        return 0x1f;
-    }
-    c.integer.set(integer::NAME);
-    c.role.set(0);
-    0x0f
+        (integer::TABLE_SIZE, 0, 0x1f)
+    } else {
+        (integer::NAME, 0, 0x0f)
+    };
+    c.role.set(role);
+    prefix(c, p, kind, octet, mask)
 }
 
 #[inline(always)]
@@ -537,17 +612,13 @@ fn string_part(c: &Conn, n: u32) -> u32 {
 
 /// Goes on behind a complete integer.
 #[inline(always)]
-fn integer<P: Paths>(c: &Conn, p: &P) -> u32 {
-    let value = c.value.get();
-    match c.integer.get() {
+fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
+    match kind {
         integer::INDEXED => {
             if value == 0 {
                 return BAD_INTEGER;
             }
-            let class = class_of_index(c, value);
-            if class != NONE && class != UNRESOLVED {
-                path(c, class);
-            }
+            indexed(c, value);
             c.field.set(field::START);
         }
         integer::NAME => {
@@ -584,6 +655,16 @@ fn integer<P: Paths>(c: &Conn, p: &P) -> u32 {
         _ => c.field.set(field::START),
     }
     NOTHING_DONE
+}
+
+/// An indexed field (RFC 7541 §6.1).
+#[inline(always)]
+fn indexed(c: &Conn, index: u32) {
+    let class = class_of_index(c, index);
+    // What isn't known is noted already; the block's path may still come in full.
+    if class != NONE && class != UNRESOLVED {
+        path(c, class);
+    }
 }
 
 /// Goes on behind a complete string.
