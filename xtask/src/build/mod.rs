@@ -1,0 +1,22 @@
+//! Builds the BPF programs, then the agent that carries them.
+
+mod agent;
+mod programs;
+
+use anyhow::Result;
+
+pub use self::agent::{agent, test_programs};
+pub use self::programs::{for_agent_ebpf, programs};
+use crate::setup::Setup;
+use crate::workspace::Workspace;
+
+/// The verb `build`.
+pub fn run(workspace: &Workspace, tests: bool) -> Result<()> {
+    let toolchain = Setup::new(workspace).for_build()?;
+    programs(workspace, &toolchain)?;
+    agent(workspace)?;
+    if tests {
+        test_programs(workspace)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Fuzzes `agent-common`: every target for its share of the time.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::process;
+use crate::progress::{Progress, Seconds};
+use crate::rustup;
+use crate::setup::{CARGO_FUZZ, Setup};
+use crate::workspace::Workspace;
+
+/// The crate whose `fuzz` directory holds the targets.
+const FUZZED: &str = "agent-common";
+
+/// Longer than this on one input is a finding: the parser does a bounded amount of work.
+const INPUT_TIMEOUT: &str = "-timeout=10";
+
+/// libFuzzer's word for where it left a failing input.
+const ARTIFACT: &str = "Test unit written to ";
+
+/// The verb `fuzz`: all targets, for `total` together.
+pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
+    Setup::new(workspace).for_fuzz()?;
+    let targets = targets(workspace)?;
+    ensure!(!targets.is_empty(), "{FUZZED}/fuzz has no target");
+    let share = (total / u32::try_from(targets.len())?).max(Duration::from_secs(1));
+    let mut progress = Progress::start("fuzz", u64::try_from(targets.len())?);
+    for target in &targets {
+        let executions = fuzz(workspace, &mut progress, target, share)?;
+        progress.done(target, &format!("{executions} executions, no failure"));
+    }
+    Ok(())
+}
+
+fn targets(workspace: &Workspace) -> Result<Vec<String>> {
+    let list = process::stdout(cargo_fuzz(workspace).arg("list"))?;
+    Ok(list.lines().map(str::to_owned).collect())
+}
+
+/// Runs one target, and says how many inputs it was given.
+fn fuzz(
+    workspace: &Workspace,
+    progress: &mut Progress,
+    target: &str,
+    time: Duration,
+) -> Result<u64> {
+    let directory = workspace.target("fuzz");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let log = directory.join(format!("{target}.log"));
+    fs::write(&log, "").with_context(|| log.display().to_string())?;
+
+    progress.begin(target, &format!("for {} after compiling", Seconds(time)));
+    let mut command = cargo_fuzz(workspace);
+    command
+        .args(["run", "--target-dir"])
+        .arg(&directory)
+        .args([target, "--", INPUT_TIMEOUT])
+        .arg(format!("-max_total_time={}", time.as_secs()));
+    let mut executions = None;
+    let mut artifact = None;
+    let result = process::log(&mut command, &log, |line| {
+        progress.live(line);
+        executions = executions_in(line).or(executions);
+        if let Some((_, path)) = line.split_once(ARTIFACT) {
+            artifact = Some(path.to_owned());
+        }
+    });
+    match (result, artifact) {
+        (Err(error), Some(path)) => bail!("{error:#}\n{target} fails on the input {path}"),
+        (Err(error), None) => Err(error),
+        (Ok(()), _) => executions.with_context(|| format!("{target} did not say how far it got")),
+    }
+}
+
+/// The count in libFuzzer's last line, `Done 724476 runs in 4 second(s)`.
+fn executions_in(line: &str) -> Option<u64> {
+    let (count, _) = line.strip_prefix("Done ")?.split_once(" runs in ")?;
+    count.parse().ok()
+}
+
+/// cargo-fuzz in the fuzzed crate. Its flags are a nightly compiler's.
+fn cargo_fuzz(workspace: &Workspace) -> Command {
+    let mut command = Command::new(workspace.tool(CARGO_FUZZ.name));
+    command
+        .arg("fuzz")
+        .current_dir(workspace.path(FUZZED))
+        .env_remove("RUSTFLAGS");
+    if rustup::has_nightly() {
+        // cargo-fuzz starts `cargo` and `rustc` by these names, so rustup decides which they are.
+        command.env("RUSTUP_TOOLCHAIN", rustup::NIGHTLY);
+    } else {
+        command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_of_executions_is_found() {
+        assert_eq!(
+            executions_in("Done 724476 runs in 4 second(s)"),
+            Some(724_476)
+        );
+        assert_eq!(executions_in("#724476\tDONE   cov: 21"), None);
+    }
+}

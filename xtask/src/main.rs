@@ -1,0 +1,89 @@
+//! `cargo xtask <verb>`: everything that a contributor or CI does with Pendguard.
+//!
+//! Each verb does the [`setup`] that it needs by itself.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod elf;
+mod fuzz;
+mod process;
+mod progress;
+mod rustup;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::setup::Setup;
+use crate::workspace::Workspace;
+
+/// What a contributor or CI does with Pendguard. Each verb installs what it needs by itself.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building needs; what is already there is left alone
+    Setup {
+        /// Also what the tests and the demo need: the peers in Go, Python and Node, and the cargo tools
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Build the BPF programs and the agent: target/release/pendguard
+    Build {
+        /// Also the tests' own programs: target/release/pg-source and pg-client
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Run every check that CI runs (needs root)
+    Test {
+        /// Leave out the long ones: exactness over 10,000 calls, and fuzzing
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Fuzz the HTTP/2 parser
+    Fuzz {
+        /// How long, over all targets
+        #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match verb {
+        Verb::Setup { tests } => {
+            let setup = Setup::new(&workspace);
+            let toolchain = setup.for_build()?;
+            if tests {
+                setup.for_peers()?;
+                setup.for_checks(&toolchain)?;
+                setup.for_fuzz()?;
+            }
+        }
+        Verb::Build { tests } => build::run(&workspace, tests)?,
+        Verb::Test { fast } => return test::run(&workspace, fast),
+        Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

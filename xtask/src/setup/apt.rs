@@ -1,0 +1,114 @@
+//! Debian's packages.
+
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::step::Job;
+use crate::process;
+
+/// How long to wait for another apt to finish.
+const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=300";
+
+/// A Debian machine on which this user may install packages.
+pub struct Apt {
+    /// Not root: through sudo.
+    sudo: bool,
+    /// The package lists were brought up to date by this run.
+    updated: Cell<bool>,
+}
+
+impl Apt {
+    /// Whether this machine is one.
+    pub fn detect() -> Option<Self> {
+        if !Path::new("/etc/debian_version").exists() {
+            return None;
+        }
+        process::probe(Command::new("apt-get").arg("--version"))?;
+        let sudo = !rustix::process::geteuid().is_root();
+        if sudo {
+            process::probe(Command::new("sudo").arg("--version"))?;
+        }
+        Some(Self {
+            sudo,
+            updated: Cell::new(false),
+        })
+    }
+
+    /// Those of `packages` that are not installed.
+    pub fn missing<'a>(&self, packages: &[&'a str]) -> Result<Vec<&'a str>> {
+        // dpkg-query fails when it doesn't know one of the names, and still answers for the others.
+        let output = Command::new("dpkg-query")
+            .args(["--show", "--showformat=${Package} ${db:Status-Status}\n"])
+            .args(packages)
+            .output()
+            .context("cannot start dpkg-query")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let installed: HashSet<_> = text
+            .lines()
+            .filter_map(|line| line.strip_suffix(" installed"))
+            .collect();
+        Ok(packages
+            .iter()
+            .copied()
+            .filter(|package| !installed.contains(package))
+            .collect())
+    }
+
+    /// Whether the package lists, as they are, offer `package`.
+    pub fn offers(&self, package: &str) -> bool {
+        process::probe(Command::new("apt-cache").args(["policy", package]))
+            .and_then(|text| {
+                let candidate = process::field(&text.replace("  ", ""), "Candidate")?.to_owned();
+                Some(candidate != "(none)")
+            })
+            .unwrap_or(false)
+    }
+
+    /// Brings the package lists up to date, once per run.
+    pub fn update(&self, job: &Job<'_>) -> Result<()> {
+        if self.updated.replace(true) {
+            return Ok(());
+        }
+        // A single unreachable source fails the update and need not concern the packages asked for.
+        if let Err(error) = job.run(self.command(job)?.arg("update")) {
+            job.say(format_args!(
+                "going on with the package lists as they are: {error:#}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Installs `packages`.
+    pub fn install(&self, job: &Job<'_>, packages: &[&str]) -> Result<()> {
+        self.update(job)?;
+        let mut command = self.command(job)?;
+        command
+            .args([
+                "install",
+                "--yes",
+                "--no-install-recommends",
+                "-o",
+                LOCK_TIMEOUT,
+            ])
+            .args(packages);
+        job.run(&mut command)
+    }
+
+    fn command(&self, job: &Job<'_>) -> Result<Command> {
+        const QUIET: &str = "DEBIAN_FRONTEND=noninteractive";
+        if self.sudo {
+            // The password is asked for here: the command itself runs with its output kept out of sight.
+            job.ask(Command::new("sudo").arg("--validate"))?;
+            let mut command = Command::new("sudo");
+            command.args([QUIET, "apt-get"]);
+            return Ok(command);
+        }
+        let mut command = Command::new("env");
+        command.args([QUIET, "apt-get"]);
+        Ok(command)
+    }
+}

@@ -1,0 +1,146 @@
+//! Installs what the other verbs need, and nothing that is already there.
+//!
+//! A [`step::Step`] looks whether it is satisfied, says what it will do, and does it. The steps of a verb run in order;
+//! a later one may depend on what an earlier one found (the linker's LLVM on the compiler's).
+
+mod apt;
+mod bpf_compiler;
+mod bpf_linker;
+mod cargo_tool;
+mod llvm;
+mod node;
+mod packages;
+mod peers;
+mod step;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use self::apt::Apt;
+pub use self::bpf_compiler::BpfCompiler;
+use self::bpf_compiler::FindBpfCompiler;
+use self::bpf_linker::InstallBpfLinker;
+use self::cargo_tool::CargoTool;
+use self::llvm::FindLlvm;
+use self::node::FindNode;
+use self::packages::{Package, Packages, Probe};
+use self::peers::Peer;
+use self::step::ensure;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+
+/// Checks licences and sources.
+pub const CARGO_DENY: CargoTool = CargoTool {
+    name: "cargo-deny",
+    version: "0.20.2",
+};
+
+/// Runs libFuzzer on a crate.
+pub const CARGO_FUZZ: CargoTool = CargoTool {
+    name: "cargo-fuzz",
+    version: "0.13.2",
+};
+
+/// What turns `agent-ebpf` into a BPF object.
+pub struct BpfToolchain {
+    pub compiler: BpfCompiler,
+    pub linker: PathBuf,
+}
+
+/// The machine, as far as installing goes.
+pub struct Setup<'a> {
+    workspace: &'a Workspace,
+    apt: Option<Apt>,
+}
+
+impl<'a> Setup<'a> {
+    pub fn new(workspace: &'a Workspace) -> Self {
+        Self {
+            workspace,
+            apt: Apt::detect(),
+        }
+    }
+
+    /// What `cargo xtask build` needs.
+    pub fn for_build(&self) -> Result<BpfToolchain> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let mut progress = Progress::start("setup", 4);
+        let libraries = Packages {
+            name: "build libraries",
+            wanted: vec![
+                Package::new("g++", Probe::Program("c++")),
+                Package::new("libxml2-dev", Probe::Header("libxml2/libxml/xmlversion.h")),
+                Package::new("libzstd-dev", Probe::Header("zstd.h")),
+                Package::new("zlib1g-dev", Probe::Header("zlib.h")),
+            ],
+            apt,
+        };
+        ensure(workspace, &mut progress, &libraries)?;
+        let compiler = ensure(workspace, &mut progress, &FindBpfCompiler { apt })?;
+        let llvm_major = compiler.llvm_major();
+        let llvm = ensure(workspace, &mut progress, &FindLlvm { llvm_major, apt })?;
+        let linker = InstallBpfLinker {
+            workspace,
+            llvm_major,
+            llvm,
+        };
+        let linker = ensure(workspace, &mut progress, &linker)?;
+        Ok(BpfToolchain {
+            compiler,
+            linker: linker.path,
+        })
+    }
+
+    /// What the tests and the demo run against: gRPC clients in Go, Python and Node.
+    pub fn for_peers(&self) -> Result<()> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let peers = Peer::all(workspace)?;
+        let mut progress = Progress::start("setup", 2 + peers.len() as u64);
+        let languages = Packages {
+            name: "Go and Python",
+            wanted: peers::packages(),
+            apt,
+        };
+        ensure(workspace, &mut progress, &languages)?;
+        ensure(workspace, &mut progress, &FindNode { apt })?;
+        for peer in &peers {
+            ensure(workspace, &mut progress, peer)?;
+        }
+        Ok(())
+    }
+
+    /// What the checks of `cargo xtask test` need besides.
+    pub fn for_checks(&self, toolchain: &BpfToolchain) -> Result<()> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let wanted = toolchain.compiler.clippy_packages();
+        let mut progress = Progress::start("setup", 1 + u64::from(!wanted.is_empty()));
+        if !wanted.is_empty() {
+            let clippy = Packages {
+                name: "clippy for BPF",
+                wanted,
+                apt,
+            };
+            ensure(workspace, &mut progress, &clippy)?;
+        }
+        ensure(workspace, &mut progress, &CARGO_DENY.install(workspace))?;
+        Ok(())
+    }
+
+    /// What `cargo xtask fuzz` needs.
+    pub fn for_fuzz(&self) -> Result<()> {
+        let mut progress = Progress::start("setup", 2);
+        let compiler = Packages {
+            name: "C++ compiler",
+            wanted: vec![Package::new("g++", Probe::Program("c++"))],
+            apt: self.apt.as_ref(),
+        };
+        ensure(self.workspace, &mut progress, &compiler)?;
+        ensure(
+            self.workspace,
+            &mut progress,
+            &CARGO_FUZZ.install(self.workspace),
+        )?;
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! Every check that CI runs, in the order in which a mistake is found soonest.
+
+mod counts;
+mod lints;
+mod report;
+mod supply_chain;
+
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use self::counts::Counts;
+use self::report::{Outcome, Report};
+use crate::build;
+use crate::fuzz;
+use crate::process;
+use crate::setup::{BpfToolchain, Setup};
+use crate::workspace::Workspace;
+
+/// How long the parser is fuzzed as a part of the tests; `cargo xtask fuzz` takes longer.
+const FUZZ_TIME: Duration = Duration::from_secs(20);
+
+/// The verb `test`. Stops at the first step that fails; the last line that it prints is the sum of all tests.
+pub fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the tests load BPF programs and so need root; as a user with rustup in the home directory: \
+         sudo --preserve-env=HOME env \"PATH=$PATH\" cargo xtask test"
+    );
+    let mut report = Report::default();
+    let result = steps(workspace, fast, &mut report);
+    report.print();
+    Ok(match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // It was printed when it happened.
+        Err(report::Failed) => ExitCode::FAILURE,
+    })
+}
+
+fn steps(workspace: &Workspace, fast: bool, report: &mut Report) -> Result<(), report::Failed> {
+    let toolchain = report.step("setup", |_| set_up(workspace, fast))?;
+    report.check("format", || lints::format(workspace))?;
+    report.check("BPF programs", || build::programs(workspace, &toolchain))?;
+    report.check("clippy", || lints::clippy(workspace))?;
+    report.check_or_skip("clippy of the BPF programs", || {
+        lints::clippy_of_programs(workspace, &toolchain)
+    })?;
+    report.check("documentation", || lints::documentation(workspace))?;
+    report.check("licences, bans, sources", || {
+        supply_chain::policy(workspace)
+    })?;
+    report.check_or_skip("advisories", || supply_chain::advisories(workspace))?;
+    report.check("agent", || build::agent(workspace))?;
+    report.check("tests' programs", || build::test_programs(workspace))?;
+    report.step("unit tests", |counts| unit_tests(workspace, counts))?;
+    report.step("privileged tests", |counts| {
+        privileged_tests(workspace, fast, counts)
+    })?;
+    report.check_or_skip("fuzzing", || {
+        if fast {
+            return Ok(Outcome::Skipped("--fast".to_owned()));
+        }
+        fuzz::run(workspace, FUZZ_TIME)?;
+        Ok(Outcome::Passed)
+    })?;
+    Ok(())
+}
+
+fn set_up(workspace: &Workspace, fast: bool) -> Result<BpfToolchain> {
+    let setup = Setup::new(workspace);
+    let toolchain = setup.for_build()?;
+    setup.for_peers()?;
+    setup.for_checks(&toolchain)?;
+    if !fast {
+        setup.for_fuzz()?;
+    }
+    Ok(toolchain)
+}
+
+/// Everything that needs no privilege.
+fn unit_tests(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
+    // The parser and its properties with overflow checks and debug assertions, which the shipped profile leaves out.
+    let mut checked = workspace.cargo("test");
+    checked.args(["--package", "agent-common", "--package", "xtask"]);
+    run_tests(&mut checked, &[], counts)?;
+    // The agent with what was compiled for it already.
+    let mut shipped = workspace.cargo_static("test");
+    shipped.args(["--package", "pendguard"]);
+    run_tests(&mut shipped, &[], counts)
+}
+
+/// The tests that load BPF programs and watch real processes: one at a time, since they watch the whole machine.
+fn privileged_tests(workspace: &Workspace, fast: bool, counts: &mut Counts) -> Result<()> {
+    let mut command = workspace.cargo_static("test");
+    command
+        .args(["--package", "pendguard-tests"])
+        .env("PENDGUARD_TEST_SCALE", if fast { "fast" } else { "full" });
+    run_tests(&mut command, &["--test-threads=1"], counts)
+}
+
+/// Runs `cargo test`, all of it even if a part fails, with `arguments` for the test programs.
+fn run_tests(command: &mut Command, arguments: &[&str], counts: &mut Counts) -> Result<()> {
+    command.arg("--no-fail-fast").arg("--").args(arguments);
+    process::show_and_read(command, |line| counts.read(line))
+}

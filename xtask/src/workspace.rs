@@ -1,0 +1,116 @@
+//! Where things are, and the cargo commands that work on them.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process;
+
+/// Flags of the environment that would replace the ones this program passes: cargo takes rustflags from one place only.
+const RUSTFLAGS_VARS: [&str; 2] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"];
+
+/// The repository, and where its build output goes.
+#[derive(Debug)]
+pub struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+    /// The triple of the machine's own compiler.
+    host: String,
+}
+
+impl Workspace {
+    /// Finds the repository that this program belongs to.
+    pub fn locate() -> Result<Self> {
+        ensure!(
+            cfg!(target_os = "linux"),
+            "Pendguard is built on Linux, as it runs only there"
+        );
+        // `cargo run` names the place of the day; the compiled-in one is for a program started by hand.
+        let manifest = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        let root = manifest
+            .parent()
+            .context("xtask has no workspace above it")?
+            .to_path_buf();
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(target) => std::path::absolute(target).context("CARGO_TARGET_DIR")?,
+            None => root.join("target"),
+        };
+        let version = process::stdout(Command::new("rustc").arg("-vV").current_dir(&root))?;
+        let host = process::field(&version, "host")
+            .context("rustc -vV names no host")?
+            .to_owned();
+        Ok(Self { root, target, host })
+    }
+
+    /// A path in the repository.
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// A path in the build output.
+    pub fn target(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.target.join(relative)
+    }
+
+    /// `path` as a person in the repository would write it.
+    pub fn display<'a>(&self, path: &'a Path) -> std::path::Display<'a> {
+        path.strip_prefix(&self.root).unwrap_or(path).display()
+    }
+
+    /// The BPF programs as the agent carries them.
+    pub fn bpf_object(&self) -> PathBuf {
+        self.target("bpf/pendguard.bpf.o")
+    }
+
+    /// A cargo tool that setup installs.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.target("tools/bin").join(name)
+    }
+
+    /// The cargo command `verb`, in the repository, with the repository's toolchain.
+    pub fn cargo(&self, verb: &str) -> Command {
+        self.prepare(Command::new(Self::own_cargo()), verb)
+    }
+
+    /// The same, of another cargo.
+    pub fn prepare(&self, mut cargo: Command, verb: &str) -> Command {
+        cargo
+            .arg(verb)
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", &self.target);
+        for name in RUSTFLAGS_VARS {
+            cargo.env_remove(name);
+        }
+        cargo
+    }
+
+    /// [`Self::cargo`] with the profile, target and flags of the agent that is shipped.
+    ///
+    /// Every command on the agent's dependencies uses these, so that they are compiled once. Naming the target keeps the
+    /// static-linking flag away from build scripts and procedural macros, which must stay dynamic.
+    pub fn cargo_static(&self, verb: &str) -> Command {
+        let mut command = self.cargo(verb);
+        command.args(["--release", "--target", &self.host, "--config"]);
+        command.arg(format!(
+            r#"target.{}.rustflags=["-C","target-feature=+crt-static"]"#,
+            self.host
+        ));
+        // Named for every command, or the agent's build script would run again whenever it comes and goes.
+        command.env("PENDGUARD_BPF_OBJ", self.bpf_object());
+        command
+    }
+
+    /// The cargo that started this program.
+    fn own_cargo() -> OsString {
+        env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+    }
+
+    /// Where [`Self::cargo_static`] leaves a program.
+    pub fn static_output(&self, program: &str) -> PathBuf {
+        self.target(&self.host).join("release").join(program)
+    }
+}
