@@ -1,5 +1,7 @@
 //! What no correct client sends: every fault, what is kept after one, and what isn't HTTP/2 at all.
 
+use std::ops::ControlFlow;
+
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::PathTable;
 use agent_common::h2::track::{End, status};
@@ -675,9 +677,10 @@ proptest! {
         bytes.extend(&garbage);
         let mut c = Connection::unknown();
         let cuts = Cuts::random(&mut Choices::new(&cuts), bytes.len());
-        for pieces in cuts.apply(&bytes) {
-            drive::send(&c.conn, &pieces, cuts.window, &*c.table, |_, _| {});
-        }
+        cuts.apply(&bytes, |pieces, window| {
+            drive::send(&c.conn, pieces, window, &*c.table, |_, _| {});
+            ControlFlow::Continue(())
+        });
         prop_assume!(c.conn.status.get() != status::TLS);
         if c.conn.status.get() != status::SYNCED {
             prop_assert_eq!(c.request(99, LITERAL), PENDING);

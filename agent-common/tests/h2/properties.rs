@@ -1,5 +1,7 @@
 //! Random streams: the tracker against a full decoder and against the maker of the stream.
 
+use std::ops::ControlFlow;
+
 use agent_common::h2::track::{End, status};
 use agent_common::h2::walk::Conn;
 use loona_hpack::{Decoder, Encoder};
@@ -195,12 +197,13 @@ fn join(builder: &Builder, first: usize, cuts: &[u8]) -> Vec<(u32, u32)> {
     assert_eq!(conn.status.get(), status::SYNCED);
     let cuts = Cuts::random(&mut Choices::new(cuts), rest.len());
     let mut requests = Vec::new();
-    for pieces in cuts.apply(rest) {
-        let end = drive::send(&conn, &pieces, cuts.window, &*table, |stream, class| {
+    cuts.apply(rest, |pieces, window| {
+        let end = drive::send(&conn, pieces, window, &*table, |stream, class| {
             requests.push((stream, class));
         });
         assert!(matches!(end, End::Keep | End::Drop));
         assert_eq!(conn.status.get(), status::SYNCED);
-    }
+        ControlFlow::Continue(())
+    });
     requests
 }

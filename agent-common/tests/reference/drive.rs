@@ -2,6 +2,7 @@
 //! send (iovecs), and into windows (what a program has copied from user memory so far).
 
 use std::cell::Cell;
+use std::ops::ControlFlow;
 
 use agent_common::h2::paths::Paths;
 use agent_common::h2::track::{Begin, End, begin, end, status};
@@ -17,14 +18,26 @@ pub struct Walked {
     pub fault: Option<Fault>,
 }
 
-/// How a stream is cut: the lengths of the pieces of each send, and the window.
+/// How a stream is cut.
 #[derive(Clone, Debug)]
 pub struct Cuts {
-    pub sends: Vec<Vec<usize>>,
-    pub window: usize,
+    /// The length of each piece, and whether it is the last one of its send.
+    pieces: Vec<(usize, bool)>,
+    window: usize,
 }
 
 impl Cuts {
+    /// One send, of which all is ready.
+    pub fn none(total: usize) -> Self {
+        Self::sends([total], usize::MAX)
+    }
+
+    /// These sends, each in one piece.
+    pub fn sends(lengths: impl IntoIterator<Item = usize>, window: usize) -> Self {
+        let pieces = lengths.into_iter().map(|n| (n, true)).collect();
+        Self { pieces, window }
+    }
+
     /// Cuts `total` octets anywhere.
     pub fn random(choices: &mut Choices, total: usize) -> Self {
         let window = match choices.below(4) {
@@ -36,38 +49,38 @@ impl Cuts {
         // Short ones find most; without long ones a long stream would need too many choices.
         let longest = *choices.one(&[1, 4, 16, 64, 300, 5000]);
         let mut left = total;
-        let mut sends = Vec::new();
+        let mut pieces = Vec::new();
         while left > 0 {
-            let mut pieces = Vec::new();
-            loop {
-                let n = left.min(
-                    choices
-                        .below(longest + 1)
-                        .max(usize::from(choices.is_empty())),
-                );
-                pieces.push(n);
-                left -= n;
-                if left == 0 || choices.chance(96) || choices.is_empty() {
-                    break;
-                }
-            }
-            sends.push(pieces);
+            let (n, last) = if choices.is_empty() {
+                (longest, true)
+            } else {
+                (choices.below(longest + 1), choices.chance(96))
+            };
+            let n = n.min(left);
+            left -= n;
+            pieces.push((n, last || left == 0));
         }
-        Self { sends, window }
+        Self { pieces, window }
     }
 
-    /// Each send of `bytes` as its pieces.
-    pub fn apply<'a>(&self, bytes: &'a [u8]) -> Vec<Vec<&'a [u8]>> {
-        let mut rest = bytes;
-        let mut cut = |n: &usize| {
-            let (piece, after) = rest.split_at(*n);
-            rest = after;
-            piece
-        };
-        self.sends
-            .iter()
-            .map(|send| send.iter().map(&mut cut).collect())
-            .collect()
+    /// Calls `send` with the pieces of each send of `bytes`, and the window, until it says stop.
+    pub fn apply<'a>(
+        &self,
+        mut bytes: &'a [u8],
+        mut send: impl FnMut(&[&'a [u8]], usize) -> ControlFlow<()>,
+    ) {
+        let mut pieces = Vec::new();
+        for &(n, last) in &self.pieces {
+            let (piece, rest) = bytes.split_at(n);
+            bytes = rest;
+            pieces.push(piece);
+            if last {
+                if send(&pieces, self.window).is_break() {
+                    return;
+                }
+                pieces.clear();
+            }
+        }
     }
 }
 
@@ -160,9 +173,9 @@ pub fn send<P: Paths>(
 pub fn connection<P: Paths>(bytes: &[u8], cuts: &Cuts, paths: &P) -> Walked {
     let conn = Conn::new();
     let mut walked = Walked::default();
-    for pieces in cuts.apply(bytes) {
+    cuts.apply(bytes, |pieces, window| {
         let requests = &mut walked.requests;
-        match send(&conn, &pieces, cuts.window, paths, |stream, class| {
+        match send(&conn, pieces, window, paths, |stream, class| {
             requests.push((stream, class));
         }) {
             End::Keep => assert_eq!(conn.status.get(), status::SYNCED),
@@ -170,9 +183,10 @@ pub fn connection<P: Paths>(bytes: &[u8], cuts: &Cuts, paths: &P) -> Walked {
             End::Lost(fault) => {
                 assert_eq!(conn.status.get(), status::UNSYNCED);
                 walked.fault = Some(fault);
-                break;
+                return ControlFlow::Break(());
             }
         }
-    }
+        ControlFlow::Continue(())
+    });
     walked
 }
