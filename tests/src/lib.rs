@@ -14,5 +14,5 @@ pub mod payload;
 pub mod peers;
 pub mod proto;
 pub mod protocol;
-//RECORD
+pub mod record;
 pub mod source;

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use pendguard_tests::client::connect::Target;
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, PeerError, Source, SourceOptions};
-use pendguard_tests::protocol::{Event, Method, Tally};
+use pendguard_tests::protocol::{Method, Tally};
+use pendguard_tests::source::generator::Faults;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 /// What the source's PendingFn answers.
 const PENDING: i64 = 42;
@@ -184,9 +186,74 @@ async fn a_command_that_makes_no_sense_ends_the_client() -> Result<(), PeerError
     Ok(())
 }
 
-#[test]
-fn an_error_line_is_an_error() {
-    let line = r#"{"event":"error","message":"unknown command: \"stop\""}"#;
-    let event: Event = serde_json::from_str(line).expect("an event");
-    assert!(matches!(event, Event::Error { .. }));
+/// A check that can't fail proves nothing: every client notices a changed byte and a lost message.
+#[tokio::test]
+async fn damage_is_noticed() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    for kind in ClientKind::ALL {
+        let mut source = Source::start(&SourceOptions {
+            faults: Faults {
+                corrupt: Some(10),
+                lose: Some(20),
+            },
+            ..SourceOptions::new(directory.path().join("source.sock"))
+        })
+        .await?;
+        let options = ClientOptions::default();
+        let mut client = Client::start(kind, &source.unix(), &options).await?;
+        client.background_on(0).await?;
+        let report = client.background_off().await?;
+        assert!(!report.intact, "{kind}: {report:?}");
+        let [changed, lost] = &report.errors[..] else {
+            panic!("{kind}: {report:?}");
+        };
+        assert!(changed.starts_with("message 10: sum "), "{kind}: {changed}");
+        assert_eq!(lost, "message 21 came, expected 20", "{kind}");
+        let stats = source.stats().await?;
+        assert_eq!((stats.abandoned, stats.ack_mismatches), (1, 0), "{kind}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_terminated_source_tells_its_counters() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the socket");
+    let source = source(&directory).await;
+    let options = ClientOptions::default();
+    let mut client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
+    client.call(Method::PendingFn, CALLS).await?;
+    let pid = rustix::process::Pid::from_raw(source.pid().cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    assert_eq!(source.stopped().await?.pending, CALLS);
+    Ok(())
+}
+
+/// As in the exactness tests: three replicas at once, each with a source of its own.
+#[tokio::test]
+async fn three_of_a_kind_run_at_once() -> Result<(), PeerError> {
+    let directory = TempDir::new().expect("a directory for the sockets");
+    for kind in ClientKind::ALL {
+        let mut replicas = JoinSet::new();
+        for replica in 0..3_u64 {
+            let socket = directory.path().join(format!("{kind}-{replica}.sock"));
+            replicas.spawn(async move {
+                let source =
+                    SourceOptions::new(socket).env("NUMAFLOW_REPLICA", replica.to_string());
+                let source = Source::start(&source).await?;
+                let options = ClientOptions::default();
+                let mut client = Client::start(kind, &source.unix(), &options).await?;
+                client.background_on(RATE).await?;
+                let called = client.call(Method::PartitionsFn, CALLS).await?;
+                assert_eq!(called.values, Tally::from([(replica.to_string(), CALLS)]));
+                assert!(client.background_off().await?.intact, "{kind}");
+                client.quit().await?;
+                source.quit().await
+            });
+        }
+        while let Some(replica) = replicas.join_next().await {
+            let stats = replica.expect("the replica's task ends")?;
+            assert_eq!((stats.partitions, stats.pending), (CALLS, 0), "{kind}");
+        }
+    }
+    Ok(())
 }

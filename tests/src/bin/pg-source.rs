@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use pendguard_tests::lines;
 use pendguard_tests::protocol::{Event, Listening};
-use pendguard_tests::source::generator::{Generator, Options, Shared};
+use pendguard_tests::source::generator::{Faults, Generator, Options, Shared};
 use pendguard_tests::source::{sdk, tcp};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,6 +35,12 @@ struct Arguments {
     /// Messages there are: a number, or unbounded
     #[arg(long, default_value = "unbounded")]
     total: Total,
+    /// Change a byte of message N, to prove that clients notice
+    #[arg(long, value_name = "N")]
+    corrupt: Option<u64>,
+    /// Leave message N out, to prove that clients notice
+    #[arg(long, value_name = "N")]
+    lose: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +77,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         message_bytes: arguments.message_bytes,
         total: arguments.total.0,
         pending: arguments.pending_value,
+        faults: Faults {
+            corrupt: arguments.corrupt,
+            lose: arguments.lose,
+        },
     }));
     let handler = Shared(Arc::clone(&generator));
     let info = arguments

@@ -13,7 +13,7 @@ use tower::service_fn;
 use crate::proto::source_client::SourceClient;
 
 /// Numaflow gives tonic this address, and a connector that ignores it: it only ends up in `:authority`.
-const UNUSED_ADDRESS: &str = "http://[::1]:50051";
+const UNUSED_ADDRESS: &str = "http://[::]:50051";
 /// The largest message, as in Numaflow's data plane.
 const MAX_MESSAGE: usize = 64 << 20;
 /// How long a source may take to answer IsReady.

@@ -123,7 +123,12 @@ impl Process {
         }
     }
 
-    async fn receive(&mut self, waiting_for: &str, limit: Duration) -> Result<Event, PeerError> {
+    /// Waits for an event.
+    pub async fn receive(
+        &mut self,
+        waiting_for: &str,
+        limit: Duration,
+    ) -> Result<Event, PeerError> {
         let name = self.name.clone();
         let waiting_for = waiting_for.to_owned();
         let Ok(line) = timeout(limit, self.lines.next_line()).await else {

@@ -8,6 +8,7 @@ use super::process::Process;
 use super::{Launch, PeerError, locate};
 use crate::client::connect::Target;
 use crate::protocol::{Event, Listening, Stats};
+use crate::source::generator::Faults;
 
 /// How long the source may take to tell its counters.
 const STATS_LIMIT: Duration = Duration::from_secs(20);
@@ -27,6 +28,8 @@ pub struct SourceOptions {
     pub pending_value: Option<i64>,
     /// Messages there are; `None` is without end.
     pub total: Option<u64>,
+    /// Damage done on purpose.
+    pub faults: Faults,
     /// The process.
     pub launch: Launch,
 }
@@ -41,6 +44,7 @@ impl SourceOptions {
             message_bytes: None,
             pending_value: None,
             total: None,
+            faults: Faults::default(),
             launch: Launch::default(),
         }
     }
@@ -69,6 +73,14 @@ impl SourceOptions {
         }
         if let Some(total) = self.total {
             option("--total", total.to_string());
+        }
+        for (name, message) in [
+            ("--corrupt", self.faults.corrupt),
+            ("--lose", self.faults.lose),
+        ] {
+            if let Some(message) = message {
+                option(name, message.to_string());
+            }
         }
         arguments
     }
@@ -151,6 +163,20 @@ impl Source {
         let stats = self.ask("quit").await?;
         self.process.ended().await?;
         Ok(stats)
+    }
+
+    /// Waits for the counters at the end of a source that was told to stop in another way, by a signal.
+    ///
+    /// # Errors
+    /// It doesn't end, or not well.
+    pub async fn stopped(mut self) -> Result<Stats, PeerError> {
+        match self.process.receive("the end", STATS_LIMIT).await? {
+            Event::Stats(stats) => {
+                self.process.ended().await?;
+                Ok(stats)
+            }
+            event => Err(self.process.unexpected("the end", event)),
+        }
     }
 
     async fn ask(&mut self, command: &str) -> Result<Stats, PeerError> {

@@ -8,8 +8,11 @@ use chrono::Utc;
 use numaflow::source::{Message, NackOffset, Offset, SourceReadRequest, Sourcer};
 use tokio::sync::mpsc::Sender;
 
-use crate::payload::{Chain, Link};
+use crate::payload::{Chain, Link, MIN_PAYLOAD};
 use crate::protocol::Stats;
+
+/// The byte that [`Faults::corrupt`] changes.
+const CORRUPT_AT: usize = MIN_PAYLOAD / 2;
 
 /// What a source makes.
 #[derive(Debug, Clone)]
@@ -20,6 +23,17 @@ pub struct Options {
     pub total: Option<u64>,
     /// What PendingFn answers; `None`: what is left of `total`.
     pub pending: Option<i64>,
+    /// What goes wrong.
+    pub faults: Faults,
+}
+
+/// Damage done on purpose, to prove that clients notice it. Messages are counted from 0.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// A byte of this message is changed.
+    pub corrupt: Option<u64>,
+    /// This message is not sent.
+    pub lose: Option<u64>,
 }
 
 /// The source. One reader at a time: messages form one chain, whoever reads them.
@@ -137,8 +151,16 @@ impl Generator {
         if self.options.total == Some(state.chain.made()) {
             return None;
         }
-        let (link, value) = state.chain.next_message();
+        let (mut link, mut value) = state.chain.next_message();
         state.unacked.push_back(link);
+        if self.options.faults.lose == Some(link.sequence) {
+            (link, value) = state.chain.next_message();
+            state.unacked.push_back(link);
+        }
+        if self.options.faults.corrupt == Some(link.sequence) {
+            // Where the sum of the message before it is: in every payload, however short.
+            value[CORRUPT_AT] ^= 1;
+        }
         Some(Message {
             value,
             offset: Offset {
@@ -270,6 +292,7 @@ mod tests {
                 message_bytes: 64,
                 total,
                 pending,
+                faults: Faults::default(),
             })
             .backlog()
         };
