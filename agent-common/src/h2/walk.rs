@@ -735,3 +735,45 @@ fn path(c: &Conn, class: u32) {
     };
     c.path.set(class);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    use super::super::paths::PathTable;
+    use super::super::track::{End, send, status};
+    use super::*;
+
+    const INDEXING: &[u8] = b"\x44\x04/a/b";
+
+    /// 2^32 insertions later the table counts as unknown: nothing overflows, and nothing is taken for another.
+    #[test]
+    fn the_count_of_insertions_starts_over() {
+        let mut table = Box::new(PathTable::EMPTY);
+        table.fill(["/a/b"]).unwrap();
+        let conn = Conn::new();
+        conn.status.set(status::SYNCED);
+        conn.phase.set(phase::HEAD);
+        conn.inserted.set(u32::MAX - 1);
+        let mut stream = 1;
+        let mut request = |block: &[u8]| {
+            let mut frame = Vec::from([0, 0, block.len() as u8, 1, 4, 0, 0, 0, stream]);
+            frame.extend(block);
+            let mut found = NONE;
+            assert_eq!(
+                send(&conn, &[&frame], &*table, |_, class| found = class),
+                End::Keep
+            );
+            stream += 2;
+            found
+        };
+        assert_eq!(request(INDEXING), WATCHED);
+        assert_eq!(request(b"\xbe"), WATCHED);
+        assert_eq!(request(INDEXING), WATCHED);
+        assert_eq!(request(b"\xbe"), UNRESOLVED);
+        assert_eq!(request(INDEXING), WATCHED);
+        assert_eq!(request(b"\xbe"), WATCHED);
+        assert_eq!(request(b"\xbf"), UNRESOLVED);
+    }
+}
