@@ -1,0 +1,152 @@
+//! Asking a running agent.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use super::pb;
+use super::pb::agent_client::AgentClient;
+
+/// How long an agent may take for an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Octets of an answer at most: a full node's replicas with long names are a few hundred KiB.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no agent.
+    #[error(
+        "no agent listens on {}; start one with `pendguard run`, or name its socket with --api-socket",
+        .0.display()
+    )]
+    NoAgent(PathBuf),
+    /// There may be one, but it isn't for us.
+    #[error("{}: permission denied; only the user who runs the agent (root) may ask it", .0.display())]
+    Denied(PathBuf),
+    /// The socket can't be used.
+    #[error("{}: {source}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no agent, or not one that speaks this API.
+    #[error("{}: {source}", path.display())]
+    Transport {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// The agent refuses.
+    #[error("the agent on {} says: {} ({})", path.display(), status.message(), status.code())]
+    Refused {
+        /// The socket.
+        path: PathBuf,
+        /// What it says.
+        status: Box<tonic::Status>,
+    },
+}
+
+/// Everything that an agent tells.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Of itself.
+    pub status: pb::GetStatusResponse,
+    /// Of its node's replicas.
+    pub replicas: Vec<pb::Replica>,
+}
+
+/// Asks for everything.
+pub async fn fetch(path: &Path) -> Result<Report, ClientError> {
+    let mut client = AgentClient::new(connect(path).await?).max_decoding_message_size(MAX_ANSWER);
+    let refused = |status| ClientError::Refused {
+        path: path.to_owned(),
+        status: Box::new(status),
+    };
+    let status = client
+        .get_status(pb::GetStatusRequest {})
+        .await
+        .map_err(refused)?;
+    let list = client
+        .list_replicas(pb::ListReplicasRequest {})
+        .await
+        .map_err(refused)?;
+    Ok(Report {
+        status: status.into_inner(),
+        replicas: list.into_inner().replicas,
+    })
+}
+
+/// Connects to the agent on a socket.
+pub async fn connect(path: &Path) -> Result<Channel, ClientError> {
+    // Once before tonic does, which would bury the reason.
+    let stream = UnixStream::connect(path).await.map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NoAgent(path)
+            }
+            io::ErrorKind::PermissionDenied => ClientError::Denied(path),
+            _ => ClientError::Connect { path, source },
+        }
+    })?;
+    let mut first = Some(stream);
+    let socket = path.to_owned();
+    let connector = service_fn(move |_: Uri| {
+        let first = first.take();
+        let socket = socket.clone();
+        async move {
+            match first {
+                Some(stream) => Ok(stream),
+                None => UnixStream::connect(socket).await,
+            }
+            .map(TokioIo::new)
+        }
+    });
+    // The authority is of no meaning on a Unix socket, but HTTP/2 wants one.
+    Endpoint::from_static("http://localhost")
+        .timeout(DEADLINE)
+        .connect_timeout(DEADLINE)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ClientError::Transport {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_agent_is_said_plainly() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let missing = fetch(&path).await.unwrap_err().to_string();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let dead = fetch(&path).await.unwrap_err().to_string();
+        for error in [missing, dead] {
+            assert!(error.contains(&*path.to_string_lossy()), "{error}");
+            assert!(error.contains("pendguard run"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_agent_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        assert!(fetch(&path).await.is_err());
+    }
+}

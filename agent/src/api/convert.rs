@@ -1,0 +1,183 @@
+//! The model as messages of the API.
+#![forbid(unsafe_code)]
+
+use agent_common::abi::Reason;
+
+use super::pb;
+use super::service::About;
+use crate::export;
+use crate::model::{Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict};
+use crate::version;
+
+pub(super) fn status(
+    about: About,
+    snapshot: Snapshot,
+    ready: Result<(), String>,
+) -> pb::GetStatusResponse {
+    pb::GetStatusResponse {
+        version: version::VERSION.to_owned(),
+        revision: version::REVISION.to_owned(),
+        pid: about.pid,
+        started: Some(about.started.into()),
+        mode: mode(snapshot.mode).into(),
+        tap: snapshot.tap.to_owned(),
+        connections: Some(snapshot.connections().into()),
+        unparsed: Reason::ALL
+            .into_iter()
+            .map(|reason| pb::Unparsed {
+                reason: reason.name().to_owned(),
+                count: snapshot.unparsed_count(reason),
+                help: reason.help().to_owned(),
+            })
+            .collect(),
+        programs: snapshot.programs.into_iter().map(program).collect(),
+        methods: snapshot.methods,
+        events_lost: snapshot.events_lost,
+        warnings: snapshot.warnings,
+        not_ready: ready.err().unwrap_or_default(),
+    }
+}
+
+pub(super) fn replicas(snapshot: Snapshot) -> pb::ListReplicasResponse {
+    let Snapshot {
+        methods, replicas, ..
+    } = snapshot;
+    pb::ListReplicasResponse {
+        replicas: replicas
+            .into_iter()
+            .map(|status| replica(&methods, status))
+            .collect(),
+    }
+}
+
+fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
+    let calls = status
+        .calls
+        .into_iter()
+        .filter_map(|((method, verdict), count)| {
+            Some(pb::Calls {
+                method: methods.get(method).cloned().unwrap_or_default(),
+                verdict: match verdict {
+                    Verdict::Admitted => pb::Verdict::Admitted,
+                    Verdict::WouldReject => pb::Verdict::WouldReject,
+                    // No call of a known method; there is a field of its own for these.
+                    Verdict::Unresolved => return None,
+                }
+                .into(),
+                count,
+            })
+        })
+        .collect();
+    pb::Replica {
+        namespace: status.identity.namespace,
+        kind: match status.identity.kind {
+            Kind::MonoVertex => pb::Kind::MonoVertex,
+            Kind::Pipeline => pb::Kind::Pipeline,
+        }
+        .into(),
+        workload: status.identity.workload,
+        vertex: status.identity.vertex,
+        pod: status.identity.pod,
+        replica: match status.identity.replica {
+            Replica::Number(number) => Some(number),
+            Replica::Unknown => None,
+        },
+        mode: mode(status.mode).into(),
+        pids: status.pids,
+        since: Some(status.since.into()),
+        gone: status.gone.map(Into::into),
+        calls,
+        unresolved: status.unresolved,
+        connections: Some(pb::Connections {
+            synced: status.synced,
+            unsynced: status.unsynced,
+        }),
+    }
+}
+
+fn program(program: ProgramStatus) -> pb::Program {
+    pb::Program {
+        name: program.name.to_owned(),
+        hook: program.hook,
+        error: program.error.unwrap_or_default(),
+        verified_instructions: program.verified_instructions,
+        missed: program.missed,
+        runs: program.runs.map(|(runs, _)| runs),
+        run_nanoseconds: program.runs.map(|(_, nanoseconds)| nanoseconds),
+    }
+}
+
+fn mode(mode: Mode) -> pb::Mode {
+    match mode {
+        Mode::Off => pb::Mode::Off,
+        Mode::Audit => pb::Mode::Audit,
+        Mode::Enforce => pb::Mode::Enforce,
+    }
+}
+
+impl From<export::Connections> for pb::Connections {
+    fn from(connections: export::Connections) -> Self {
+        Self {
+            synced: connections.synced,
+            unsynced: connections.unsynced,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::engine::fake;
+
+    #[test]
+    fn a_status_says_everything() {
+        let about = About {
+            pid: 7,
+            started: SystemTime::UNIX_EPOCH + Duration::from_secs(5),
+        };
+        let mut snapshot = fake::three();
+        snapshot.unparsed = vec![(Reason::Tls, 2)];
+        snapshot.warnings = vec!["beware".to_owned()];
+        snapshot.events_lost = 4;
+        let status = status(about, snapshot, Err("not yet".to_owned()));
+        assert_eq!(status.version, version::VERSION);
+        assert_eq!((status.pid, status.started.unwrap().seconds), (7, 5));
+        assert_eq!(
+            (status.mode(), &*status.tap),
+            (pb::Mode::Audit, "tracepoint")
+        );
+        assert_eq!(status.methods, [fake::PENDING]);
+        assert_eq!(status.connections.unwrap().synced, 3);
+        assert_eq!(status.unparsed.len(), Reason::ALL.len());
+        let tls = status.unparsed.iter().find(|u| u.reason == "tls").unwrap();
+        assert_eq!(tls.count, 2);
+        assert_eq!((status.events_lost, &*status.not_ready), (4, "not yet"));
+        assert_eq!(status.warnings, ["beware"]);
+        let [attached, failed] = &status.programs[..] else {
+            panic!("two programs")
+        };
+        assert_eq!(
+            (&*attached.error, attached.run_nanoseconds),
+            ("", Some(2_500))
+        );
+        assert_eq!((&*failed.error, failed.runs), ("no such tracepoint", None));
+    }
+
+    #[test]
+    fn replicas_say_everything() {
+        let mut snapshot = fake::three();
+        snapshot.replicas[1].gone = Some(SystemTime::UNIX_EPOCH);
+        let replicas = replicas(snapshot).replicas;
+        assert_eq!(replicas[0].replica, Some(0));
+        assert_eq!(replicas[2].replica, None);
+        assert_eq!(replicas[0].kind(), pb::Kind::MonoVertex);
+        assert!(replicas[0].gone.is_none() && replicas[1].gone.is_some());
+        let calls = &replicas[1].calls[0];
+        assert_eq!(
+            (&*calls.method, calls.verdict(), calls.count),
+            (fake::PENDING, pb::Verdict::WouldReject, 8)
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! Serving the API.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::server::Builder;
+use tracing::debug;
+
+use super::health::HealthService;
+use super::pb;
+use super::pb::agent_server::AgentServer;
+use super::service::{About, AgentService};
+use super::socket::ApiSocket;
+use crate::engine::Handle;
+
+/// How long a call may take. Streams are not meant: it is the time to their first answer.
+const CALL_DEADLINE: Duration = Duration::from_secs(15);
+/// Calls at once on one connection at most.
+const MAX_CALLS: usize = 32;
+
+/// Why serving has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The services' own descriptors can't be read.
+    #[error("the API's descriptors: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The server has failed.
+    #[error("the API's server: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// Serves until told to stop, and then until the calls that are there have ended. The socket's file goes with it.
+pub async fn serve(
+    socket: ApiSocket,
+    engine: Handle,
+    about: About,
+    stop: CancellationToken,
+) -> Result<(), ServeError> {
+    let (listener, _file) = socket.into_parts();
+    let agent = AgentService {
+        engine: engine.clone(),
+        about,
+    };
+    let health = HealthService {
+        engine,
+        stop: stop.clone(),
+    };
+    Server::builder()
+        .timeout(CALL_DEADLINE)
+        .concurrency_limit_per_connection(MAX_CALLS)
+        .add_service(AgentServer::new(agent))
+        .add_service(HealthServer::new(health))
+        .add_service(reflection().build_v1()?)
+        // What older tools ask for.
+        .add_service(reflection().build_v1alpha()?)
+        .serve_with_incoming_shutdown(accept(listener, stop.clone()), stop.cancelled_owned())
+        .await?;
+    Ok(())
+}
+
+fn reflection() -> Builder<'static> {
+    Builder::configure()
+        .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// The connections. tonic would ask again at once after an error, and so spin while descriptors are short.
+fn accept(
+    listener: UnixListener,
+    stop: CancellationToken,
+) -> ReceiverStream<std::io::Result<UnixStream>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let accept = async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if sender.send(Ok(stream)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    };
+    tokio::spawn(async move { stop.run_until_cancelled(accept).await });
+    ReceiverStream::new(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use tokio_stream::StreamExt as _;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    use super::*;
+    use crate::api::client;
+    use crate::engine::fake::{self, Fake};
+
+    struct Running {
+        directory: tempfile::TempDir,
+        path: std::path::PathBuf,
+        engine: Arc<Fake>,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<Result<(), ServeError>>,
+    }
+
+    async fn start() -> Running {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let socket = ApiSocket::bind(&path).await.unwrap();
+        let engine = Fake::new(fake::three());
+        let stop = CancellationToken::new();
+        let about = About {
+            pid: 42,
+            started: SystemTime::UNIX_EPOCH,
+        };
+        let handle = Handle::new(Arc::clone(&engine) as Arc<dyn crate::engine::Engine>);
+        let task = tokio::spawn(serve(socket, handle, about, stop.clone()));
+        Running {
+            directory,
+            path,
+            engine,
+            stop,
+            task,
+        }
+    }
+
+    #[tokio::test]
+    async fn status_and_replicas_over_the_socket() {
+        let running = start().await;
+        let report = client::fetch(&running.path).await.unwrap();
+        assert_eq!(report.status.pid, 42);
+        assert_eq!(report.status.not_ready, "");
+        assert_eq!(report.replicas.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn health_follows_readiness() {
+        let running = start().await;
+        let channel = client::connect(&running.path).await.unwrap();
+        let mut health = HealthClient::new(channel);
+        let request = |service: &str| HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        for service in ["", "pendguard.v1.Agent"] {
+            let answer = health.check(request(service)).await.unwrap();
+            assert_eq!(answer.get_ref().status(), ServingStatus::Serving);
+        }
+        let unknown = health.check(request("other")).await.unwrap_err();
+        assert_eq!(unknown.code(), tonic::Code::NotFound);
+        let mut watch = health.watch(request("")).await.unwrap().into_inner();
+        let first = watch.next().await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving);
+        *running.engine.ready.lock().unwrap() = Err("on purpose".to_owned());
+        let second = watch.next().await.unwrap().unwrap();
+        assert_eq!(second.status(), ServingStatus::NotServing);
+    }
+
+    #[tokio::test]
+    async fn reflection_names_the_services() {
+        let running = start().await;
+        let channel = client::connect(&running.path).await.unwrap();
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut answers = ServerReflectionClient::new(channel)
+            .server_reflection_info(tokio_stream::once(request))
+            .await
+            .unwrap()
+            .into_inner();
+        let answer = answers.next().await.unwrap().unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("{answer:?}")
+        };
+        let names: Vec<&str> = list.service.iter().map(|s| &*s.name).collect();
+        for name in ["pendguard.v1.Agent", "grpc.health.v1.Health"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_it_and_removes_the_socket() {
+        let running = start().await;
+        let channel = client::connect(&running.path).await.unwrap();
+        let mut health = HealthClient::new(channel);
+        let mut watch = health
+            .watch(HealthCheckRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(watch.next().await.unwrap().is_ok());
+        running.stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(5), running.task).await;
+        ended.unwrap().unwrap().unwrap();
+        assert!(!running.path.exists());
+        assert_eq!(
+            std::fs::read_dir(running.directory.path()).unwrap().count(),
+            0
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! `pendguard.v1.Agent`.
+#![forbid(unsafe_code)]
+
+use std::time::SystemTime;
+
+use tonic::{Request, Response, Status};
+
+use super::pb::agent_server::Agent;
+use super::{convert, pb};
+use crate::engine::{Handle, Unresponsive};
+
+/// What the agent knows of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started.
+    pub started: SystemTime,
+}
+
+impl About {
+    /// This process, started now.
+    pub fn now() -> Self {
+        Self {
+            pid: std::process::id(),
+            started: SystemTime::now(),
+        }
+    }
+}
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct AgentService {
+    pub(super) engine: Handle,
+    pub(super) about: About,
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn get_status(
+        &self,
+        _: Request<pb::GetStatusRequest>,
+    ) -> Result<Response<pb::GetStatusResponse>, Status> {
+        let snapshot = self.engine.snapshot().await.map_err(unavailable)?;
+        let ready = self.engine.ready().await.map_err(unavailable)?;
+        let status = convert::status(self.about, snapshot, ready);
+        Ok(Response::new(status))
+    }
+
+    async fn list_replicas(
+        &self,
+        _: Request<pb::ListReplicasRequest>,
+    ) -> Result<Response<pb::ListReplicasResponse>, Status> {
+        let snapshot = self.engine.snapshot().await.map_err(unavailable)?;
+        Ok(Response::new(convert::replicas(snapshot)))
+    }
+}
+
+fn unavailable(error: Unresponsive) -> Status {
+    Status::unavailable(error.to_string())
+}

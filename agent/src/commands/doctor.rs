@@ -1,0 +1,278 @@
+//! `pendguard doctor`.
+#![forbid(unsafe_code)]
+
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use super::{block_on, clean, complain, print};
+use crate::api::client;
+use crate::cli::ReportArgs;
+use crate::host::facts::Facts;
+use crate::host::{Check, Need, Outcome, Probe, ProbeResult, ProgramProbe, checks};
+use crate::version;
+
+/// Enforcement is possible; with audit, of course.
+const EXIT_ALL: u8 = 0;
+/// Only audit is possible.
+const EXIT_AUDIT: u8 = 1;
+/// Neither is, or it could not be found out.
+const EXIT_NOTHING: u8 = 2;
+
+/// What `pendguard doctor --json` prints. Names are fixed: scripts hold on to them.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Of this binary.
+    version: &'static str,
+    /// Whether audit is possible.
+    audit: Verdict,
+    /// Whether enforcement is possible.
+    enforcement: Verdict,
+    /// What the agent would observe with; `null` if it can't.
+    tap: Option<&'static str>,
+    /// Everything that was looked at.
+    checks: Vec<Check>,
+    /// The tap's programs, loaded for a trial; `null` if that wasn't tried.
+    programs: Option<Vec<ProgramProbe>>,
+    /// Whether an agent runs on this node.
+    agent: Agent,
+    /// What the process exits with.
+    exit_status: u8,
+}
+
+#[derive(Debug, Serialize)]
+struct Verdict {
+    outcome: Outcome,
+    /// The ids of the checks that stand in the way, or a sentence.
+    because: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Agent {
+    running: bool,
+    detail: String,
+}
+
+/// Looks around, prints what there is, and says the exit status. `probe` loads the tap's programs for a trial.
+pub fn run(arguments: &ReportArgs, probe: Option<Probe>) -> u8 {
+    let report = Report::new(
+        &Facts::gather(),
+        probe.map(|probe| probe()),
+        agent(arguments),
+    );
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&report)
+            .map(|text| text + "\n")
+            .map_err(Into::into)
+    } else {
+        let mut text = String::new();
+        render(&report, &mut text)
+            .map(|()| text)
+            .map_err(anyhow::Error::from)
+    };
+    match text {
+        Ok(text) => print(&text),
+        Err(error) => complain(&error),
+    }
+    report.exit_status
+}
+
+fn agent(arguments: &ReportArgs) -> Agent {
+    match block_on(client::fetch(&arguments.api_socket)) {
+        Ok(Ok(answers)) => Agent {
+            running: true,
+            detail: format!(
+                "version {}, pid {}, tap {}",
+                answers.status.version, answers.status.pid, answers.status.tap
+            ),
+        },
+        Ok(Err(client::ClientError::NoAgent(path))) => Agent {
+            running: false,
+            detail: format!("none listens on {}", path.display()),
+        },
+        Ok(Err(error)) => Agent {
+            running: false,
+            detail: error.to_string(),
+        },
+        Err(error) => Agent {
+            running: false,
+            detail: format!("{error:#}"),
+        },
+    }
+}
+
+impl Report {
+    fn new(facts: &Facts, probe: Option<ProbeResult>, agent: Agent) -> Self {
+        let checks = checks::all(facts, probe.as_ref());
+        let audit = checks::audit(&checks, probe.as_ref());
+        let because = match audit {
+            Outcome::Supported => Vec::new(),
+            outcome => checks
+                .iter()
+                .filter(|check| check.needed_for == Need::Audit && check.outcome == outcome)
+                .map(|check| check.id.to_owned())
+                .collect(),
+        };
+        let enforcement = Verdict {
+            outcome: Outcome::NotSupported,
+            because: vec!["not in this version, which audits only".to_owned()],
+        };
+        Self {
+            version: version::VERSION,
+            exit_status: exit_status(audit, enforcement.outcome),
+            audit: Verdict {
+                outcome: audit,
+                because,
+            },
+            enforcement,
+            tap: (audit == Outcome::Supported).then_some("tracepoint"),
+            checks,
+            programs: probe.map(|probe| probe.programs),
+            agent,
+        }
+    }
+}
+
+/// Only what was found to be possible counts.
+fn exit_status(audit: Outcome, enforcement: Outcome) -> u8 {
+    match (audit, enforcement) {
+        (Outcome::Supported, Outcome::Supported) => EXIT_ALL,
+        (Outcome::Supported, _) => EXIT_AUDIT,
+        _ => EXIT_NOTHING,
+    }
+}
+
+fn render(report: &Report, out: &mut String) -> fmt::Result {
+    let width = report.checks.iter().map(|check| check.id.len()).max();
+    let width = width.unwrap_or_default();
+    let mut line = |outcome: Outcome, name: &str, detail: &str, consequence: &str| {
+        let outcome = outcome.name();
+        writeln!(out, "{outcome:<14} {name:<width$}  {}", clean(detail))?;
+        if !consequence.is_empty() {
+            writeln!(out, "{:<14} {:<width$}  → {consequence}", "", "")?;
+        }
+        Ok(())
+    };
+    for check in &report.checks {
+        line(check.outcome, check.id, &check.detail, &check.consequence)?;
+    }
+    for program in report.programs.iter().flatten() {
+        let detail = match (&*program.detail, program.verified_instructions) {
+            ("", Some(count)) => format!("{}, {count} instructions verified", program.hook),
+            ("", None) => program.hook.clone(),
+            (reason, _) => format!("{}: {reason}", program.hook),
+        };
+        line(program.outcome, program.name, &detail, "")?;
+    }
+    let agent = if report.agent.running {
+        "running"
+    } else {
+        "not running"
+    };
+    writeln!(
+        out,
+        "\nagent        {agent}: {}",
+        clean(&report.agent.detail)
+    )?;
+    verdict(out, "audit", &report.audit, report.tap)?;
+    verdict(out, "enforcement", &report.enforcement, None)
+}
+
+fn verdict(out: &mut String, name: &str, verdict: &Verdict, with: Option<&str>) -> fmt::Result {
+    write!(out, "{name:<12} {}", verdict.outcome.name())?;
+    if let Some(with) = with {
+        write!(out, ", with the {with} tap")?;
+    }
+    if !verdict.because.is_empty() {
+        write!(out, ": {}", verdict.because.join(", "))?;
+    }
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(outcome: Outcome) -> ProbeResult {
+        ProbeResult {
+            outcome,
+            detail: "1 of 1 programs load".to_owned(),
+            programs: vec![ProgramProbe {
+                name: "exit_write",
+                hook: "syscalls/sys_exit_write".to_owned(),
+                outcome,
+                detail: match outcome {
+                    Outcome::Supported => String::new(),
+                    _ => "unknown func".to_owned(),
+                },
+                verified_instructions: Some(99),
+            }],
+        }
+    }
+
+    fn report(probe: Option<ProbeResult>) -> Report {
+        let agent = Agent {
+            running: false,
+            detail: "none".to_owned(),
+        };
+        Report::new(&Facts::gather(), probe, agent)
+    }
+
+    #[test]
+    fn exit_statuses_are_the_contract() {
+        use Outcome::{Inconclusive, NotSupported, Supported};
+        assert_eq!(exit_status(Supported, Supported), 0);
+        assert_eq!(exit_status(Supported, NotSupported), 1);
+        assert_eq!(exit_status(Supported, Inconclusive), 1);
+        assert_eq!(exit_status(Inconclusive, NotSupported), 2);
+        assert_eq!(exit_status(NotSupported, NotSupported), 2);
+    }
+
+    #[test]
+    fn this_version_never_claims_to_enforce() {
+        for probe in [None, Some(probe(Outcome::Supported))] {
+            let report = report(probe);
+            assert_eq!(report.enforcement.outcome, Outcome::NotSupported);
+            assert_ne!(report.exit_status, EXIT_ALL);
+        }
+    }
+
+    #[test]
+    fn a_trial_that_fails_is_told_with_its_reason() {
+        let report = report(Some(probe(Outcome::NotSupported)));
+        assert_eq!(report.exit_status, EXIT_NOTHING);
+        assert!(report.audit.because.contains(&"tap_programs".to_owned()));
+        assert_eq!(report.tap, None);
+        let mut text = String::new();
+        render(&report, &mut text).unwrap();
+        assert!(
+            text.contains("syscalls/sys_exit_write: unknown func"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nenforcement  not supported: not in this version"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn json_has_stable_names() {
+        let json = serde_json::to_value(report(Some(probe(Outcome::Supported)))).unwrap();
+        for key in [
+            "version",
+            "audit",
+            "enforcement",
+            "tap",
+            "checks",
+            "programs",
+            "agent",
+            "exit_status",
+        ] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        assert_eq!(json["enforcement"]["outcome"], "not_supported");
+        assert_eq!(json["checks"][0]["id"], "kernel");
+        assert_eq!(json["checks"][0]["needed_for"], "audit");
+        assert_eq!(json["programs"][0]["verified_instructions"], 99);
+    }
+}

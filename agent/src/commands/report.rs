@@ -1,0 +1,251 @@
+//! What `pendguard status --json` prints. Names are fixed: scripts hold on to them.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::api::client;
+use crate::api::pb;
+
+/// Everything that an agent tells.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The agent itself.
+    pub agent: Agent,
+    /// Whether it is ready (`/readyz`).
+    pub ready: bool,
+    /// Why it isn't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// `off`, `audit` or `enforce`: the node's mode where no rule says otherwise.
+    pub mode: &'static str,
+    /// Kind of tap: `tracepoint`, or `none`.
+    pub tap: String,
+    /// Watched methods, full paths.
+    pub methods: Vec<String>,
+    /// BPF programs.
+    pub programs: Vec<Program>,
+    /// Connections of the node.
+    pub connections: Connections,
+    /// What could not be followed, by reason; all reasons are there.
+    pub unparsed: BTreeMap<String, u64>,
+    /// Events of processes or calls that were lost.
+    pub events_lost: u64,
+    /// What an operator should know, in sentences.
+    pub warnings: Vec<String>,
+    /// Replicas on this node, and those that left lately.
+    pub replicas: Vec<Replica>,
+}
+
+/// The agent itself.
+#[derive(Debug, Serialize)]
+pub struct Agent {
+    /// Its version.
+    pub version: String,
+    /// The revision that it was built from, or `unknown`.
+    pub revision: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it started (RFC 3339).
+    pub started: Option<String>,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+}
+
+/// A BPF program.
+#[derive(Debug, Serialize)]
+pub struct Program {
+    /// Its name in the object.
+    pub name: String,
+    /// What it attaches to.
+    pub hook: String,
+    /// Whether it is attached.
+    pub attached: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Instructions that the verifier walked; `null` where the kernel doesn't tell.
+    pub verified_instructions: Option<u32>,
+    /// Runs that the kernel left out; `null` where it doesn't tell.
+    pub missed: Option<u64>,
+    /// Runs; `null` unless `kernel.bpf_stats_enabled` is on.
+    pub runs: Option<u64>,
+    /// Nanoseconds in it; `null` unless `kernel.bpf_stats_enabled` is on.
+    pub run_nanoseconds: Option<u64>,
+}
+
+/// Connections by state.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Connections {
+    /// In step with their stream.
+    pub synced: u64,
+    /// Out of step.
+    pub unsynced: u64,
+}
+
+/// A source replica.
+#[derive(Debug, Serialize)]
+pub struct Replica {
+    /// Its namespace.
+    pub namespace: String,
+    /// `MonoVertex` or `Pipeline`.
+    pub kind: &'static str,
+    /// Name of the MonoVertex or Pipeline.
+    pub workload: String,
+    /// Name of the vertex; empty for a MonoVertex.
+    pub vertex: String,
+    /// Its pod.
+    pub pod: String,
+    /// Its number; `null` if it has none that is a number.
+    pub replica: Option<u32>,
+    /// The mode that applies to it.
+    pub mode: &'static str,
+    /// Watched processes, pids of the initial namespace.
+    pub pids: Vec<u32>,
+    /// When its first process was found (RFC 3339).
+    pub since: Option<String>,
+    /// When its last process ended (RFC 3339); `null` while it lives.
+    pub gone: Option<String>,
+    /// Calls of watched methods.
+    pub calls: Vec<Calls>,
+    /// Calls whose method is not known.
+    pub unresolved: u64,
+    /// Its connections.
+    pub connections: Connections,
+}
+
+/// Calls of one method with one verdict.
+#[derive(Debug, Serialize)]
+pub struct Calls {
+    /// Full path of the method.
+    pub method: String,
+    /// `admitted` or `would_reject`.
+    pub verdict: &'static str,
+    /// How many.
+    pub count: u64,
+}
+
+impl Replica {
+    /// Calls of all watched methods with one verdict.
+    pub fn calls_with(&self, verdict: &str) -> u64 {
+        let calls = self.calls.iter().filter(|calls| calls.verdict == verdict);
+        calls.map(|calls| calls.count).sum()
+    }
+}
+
+/// `admitted`, as [`Calls::verdict`] has it.
+pub const ADMITTED: &str = "admitted";
+/// `would_reject`, as [`Calls::verdict`] has it.
+pub const WOULD_REJECT: &str = "would_reject";
+/// An agent of a later version may say things that this one has no name for.
+const UNKNOWN: &str = "unknown";
+
+impl Report {
+    /// An agent's answers, at the time `now`.
+    pub fn new(answers: client::Report, now: SystemTime) -> Self {
+        let client::Report { status, replicas } = answers;
+        let mode = mode(status.mode());
+        Self {
+            agent: Agent {
+                version: status.version,
+                revision: status.revision,
+                pid: status.pid,
+                started: status.started.map(|time| time.to_string()),
+                uptime_seconds: uptime(status.started, now).as_secs(),
+            },
+            ready: status.not_ready.is_empty(),
+            not_ready: Some(status.not_ready).filter(|reason| !reason.is_empty()),
+            mode,
+            tap: status.tap,
+            methods: status.methods,
+            programs: status.programs.into_iter().map(Program::from).collect(),
+            connections: connections(status.connections),
+            unparsed: status
+                .unparsed
+                .into_iter()
+                .map(|unparsed| (unparsed.reason, unparsed.count))
+                .collect(),
+            events_lost: status.events_lost,
+            warnings: status.warnings,
+            replicas: replicas.into_iter().map(Replica::from).collect(),
+        }
+    }
+}
+
+fn uptime(started: Option<prost_types::Timestamp>, now: SystemTime) -> Duration {
+    started
+        .and_then(|time| SystemTime::try_from(time).ok())
+        .and_then(|time| now.duration_since(time).ok())
+        .unwrap_or_default()
+}
+
+impl From<pb::Program> for Program {
+    fn from(program: pb::Program) -> Self {
+        Self {
+            name: program.name,
+            hook: program.hook,
+            attached: program.error.is_empty(),
+            error: Some(program.error).filter(|error| !error.is_empty()),
+            verified_instructions: program.verified_instructions,
+            missed: program.missed,
+            runs: program.runs,
+            run_nanoseconds: program.run_nanoseconds,
+        }
+    }
+}
+
+impl From<pb::Replica> for Replica {
+    fn from(replica: pb::Replica) -> Self {
+        Self {
+            kind: match replica.kind() {
+                pb::Kind::MonoVertex => "MonoVertex",
+                pb::Kind::Pipeline => "Pipeline",
+                pb::Kind::Unspecified => UNKNOWN,
+            },
+            mode: mode(replica.mode()),
+            namespace: replica.namespace,
+            workload: replica.workload,
+            vertex: replica.vertex,
+            pod: replica.pod,
+            replica: replica.replica,
+            pids: replica.pids,
+            since: replica.since.map(|time| time.to_string()),
+            gone: replica.gone.map(|time| time.to_string()),
+            calls: replica.calls.into_iter().map(Calls::from).collect(),
+            unresolved: replica.unresolved,
+            connections: connections(replica.connections),
+        }
+    }
+}
+
+impl From<pb::Calls> for Calls {
+    fn from(calls: pb::Calls) -> Self {
+        Self {
+            verdict: match calls.verdict() {
+                pb::Verdict::Admitted => ADMITTED,
+                pb::Verdict::WouldReject => WOULD_REJECT,
+                pb::Verdict::Unspecified => UNKNOWN,
+            },
+            method: calls.method,
+            count: calls.count,
+        }
+    }
+}
+
+fn connections(connections: Option<pb::Connections>) -> Connections {
+    connections.map_or_else(Connections::default, |connections| Connections {
+        synced: connections.synced,
+        unsynced: connections.unsynced,
+    })
+}
+
+fn mode(mode: pb::Mode) -> &'static str {
+    match mode {
+        pb::Mode::Off => "off",
+        pb::Mode::Audit => "audit",
+        pb::Mode::Enforce => "enforce",
+        pb::Mode::Unspecified => UNKNOWN,
+    }
+}

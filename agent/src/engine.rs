@@ -1,0 +1,260 @@
+//! What the exporters know of the part that observes.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::model::Snapshot;
+
+/// The observing part of the agent: tap, discovery and inventory.
+///
+/// Both methods are called from a thread on which they may block for a moment, at most [`CALLERS`] at once.
+pub trait Engine: Send + Sync + 'static {
+    /// The state of everything now. Counters never fall from one snapshot to the next; a replica that left may be
+    /// left out, and then its counters go with it.
+    fn snapshot(&self) -> Snapshot;
+
+    /// Whether the tap is attached and every replica that ran before the agent has been found; if not, why.
+    fn ready(&self) -> Result<(), String>;
+}
+
+/// Calls of an engine at once at most. A caller too many waits.
+pub const CALLERS: usize = 4;
+/// How long an engine may take to answer.
+pub const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The engine did not answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has not answered for {} s", DEADLINE.as_secs())]
+pub struct Unresponsive;
+
+/// An engine as asynchronous code asks it: never on the runtime's own thread, and with a deadline, so that an engine
+/// that hangs is reported by the servers instead of hanging them.
+#[derive(Clone)]
+pub struct Handle {
+    engine: Arc<dyn Engine>,
+    callers: Arc<Semaphore>,
+    deadline: Duration,
+}
+
+impl Handle {
+    /// A handle; clones of it share the limit.
+    pub fn new(engine: Arc<dyn Engine>) -> Self {
+        Self::with_deadline(engine, DEADLINE)
+    }
+
+    fn with_deadline(engine: Arc<dyn Engine>, deadline: Duration) -> Self {
+        Self {
+            engine,
+            callers: Arc::new(Semaphore::new(CALLERS)),
+            deadline,
+        }
+    }
+
+    /// [`Engine::snapshot`].
+    pub async fn snapshot(&self) -> Result<Snapshot, Unresponsive> {
+        self.ask(|engine| engine.snapshot()).await
+    }
+
+    /// [`Engine::ready`].
+    pub async fn ready(&self) -> Result<Result<(), String>, Unresponsive> {
+        self.ask(|engine| engine.ready()).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn Engine) -> T + Send + 'static,
+    ) -> Result<T, Unresponsive> {
+        let answer = async {
+            let permit = Arc::clone(&self.callers).acquire_owned().await.ok()?;
+            let engine = Arc::clone(&self.engine);
+            let task = tokio::task::spawn_blocking(move || {
+                // Held by the thread, not by the caller: a hanging engine must not get ever more threads.
+                let _permit = permit;
+                question(&*engine)
+            });
+            task.await.ok()
+        };
+        match tokio::time::timeout(self.deadline, answer).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) | Err(_) => Err(Unresponsive),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! An engine with a snapshot that tests write.
+
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, SystemTime};
+
+    use super::Engine;
+    use crate::model::{
+        Identity, Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+    };
+
+    /// The method that is watched by default.
+    pub const PENDING: &str = "/source.v1.Source/PendingFn";
+
+    /// Says what it is told to say.
+    pub struct Fake {
+        pub snapshot: Mutex<Snapshot>,
+        pub ready: Mutex<Result<(), String>>,
+    }
+
+    impl Fake {
+        pub fn new(snapshot: Snapshot) -> Arc<Self> {
+            Arc::new(Self {
+                snapshot: Mutex::new(snapshot),
+                ready: Mutex::new(Ok(())),
+            })
+        }
+    }
+
+    impl Engine for Fake {
+        fn snapshot(&self) -> Snapshot {
+            self.snapshot.lock().unwrap().clone()
+        }
+
+        fn ready(&self) -> Result<(), String> {
+            self.ready.lock().unwrap().clone()
+        }
+    }
+
+    /// Nothing on the node.
+    pub fn empty() -> Snapshot {
+        Snapshot {
+            mode: Mode::Audit,
+            methods: vec![PENDING.to_owned()],
+            tap: "tracepoint",
+            programs: Vec::new(),
+            replicas: Vec::new(),
+            unparsed: Vec::new(),
+            events_lost: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// A replica of a MonoVertex that made `calls` calls.
+    pub fn replica(number: Replica, calls: u64) -> ReplicaStatus {
+        let verdict = match number {
+            Replica::Number(0) | Replica::Unknown => Verdict::Admitted,
+            Replica::Number(_) => Verdict::WouldReject,
+        };
+        ReplicaStatus {
+            identity: Identity {
+                namespace: "payments".to_owned(),
+                kind: Kind::MonoVertex,
+                workload: "orders".to_owned(),
+                vertex: String::new(),
+                pod: format!("orders-mv-{number}-abcde"),
+                replica: number,
+            },
+            mode: Mode::Audit,
+            pids: vec![4711],
+            since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            gone: None,
+            calls: BTreeMap::from([((0, verdict), calls)]),
+            unresolved: 0,
+            synced: 1,
+            unsynced: 0,
+        }
+    }
+
+    /// Three replicas and two programs, one of which isn't attached.
+    pub fn three() -> Snapshot {
+        Snapshot {
+            programs: vec![
+                ProgramStatus {
+                    name: "exit_write",
+                    hook: "syscalls/sys_exit_write".to_owned(),
+                    error: None,
+                    verified_instructions: Some(1234),
+                    missed: Some(0),
+                    runs: Some((10, 2_500)),
+                },
+                ProgramStatus {
+                    name: "exit_sendto",
+                    hook: "syscalls/sys_exit_sendto".to_owned(),
+                    error: Some("no such tracepoint".to_owned()),
+                    verified_instructions: None,
+                    missed: None,
+                    runs: None,
+                },
+            ],
+            replicas: vec![
+                replica(Replica::Number(0), 9),
+                replica(Replica::Number(1), 8),
+                replica(Replica::Unknown, 7),
+            ],
+            ..empty()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn asks_the_engine() {
+        let handle = Handle::new(fake::Fake::new(fake::three()));
+        assert_eq!(handle.snapshot().await.unwrap().replicas.len(), 3);
+        assert_eq!(handle.ready().await, Ok(Ok(())));
+    }
+
+    struct Hangs(Mutex<()>);
+
+    impl Engine for Hangs {
+        fn snapshot(&self) -> Snapshot {
+            let _lock = self.0.lock();
+            fake::empty()
+        }
+        fn ready(&self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    #[expect(
+        clippy::await_holding_lock,
+        reason = "that is how the engine is made to hang"
+    )]
+    async fn a_hanging_engine_is_reported_and_recovers() {
+        let engine = Arc::new(Hangs(Mutex::new(())));
+        let handle = Handle::with_deadline(
+            Arc::clone(&engine) as Arc<dyn Engine>,
+            Duration::from_millis(50),
+        );
+        let hang = engine.0.lock().unwrap();
+        for _ in 0..CALLERS + 1 {
+            assert_eq!(handle.snapshot().await.err(), Some(Unresponsive));
+        }
+        // Every caller is stuck: even a question that needs no lock waits, and is told so.
+        assert_eq!(handle.ready().await, Err(Unresponsive));
+        drop(hang);
+        assert!(handle.snapshot().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_panicking_engine_is_no_answer() {
+        struct Panics;
+        impl Engine for Panics {
+            fn snapshot(&self) -> Snapshot {
+                panic!("on purpose")
+            }
+            fn ready(&self) -> Result<(), String> {
+                Ok(())
+            }
+        }
+        let handle = Handle::new(Arc::new(Panics));
+        assert_eq!(handle.snapshot().await.err(), Some(Unresponsive));
+        assert_eq!(handle.ready().await, Ok(Ok(())));
+    }
+}

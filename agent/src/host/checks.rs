@@ -1,0 +1,648 @@
+//! What follows from the facts.
+#![forbid(unsafe_code)]
+
+use super::facts::{Cgroup, Facts, Known, TRACEFS};
+use super::{Check, Need, Outcome, ProbeResult};
+
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// Inodes of the initial namespaces; they are part of the kernel's interface (`include/linux/proc_ns.h`).
+const INITIAL_USER_NAMESPACE: u64 = 0xeffffffd;
+const INITIAL_PID_NAMESPACE: u64 = 0xeffffffc;
+
+/// The tap asks for a task's registers (`bpf_task_pt_regs`), which kernel commit dd6e10fbd9fb brought in 5.15.
+const KERNEL: (u32, u32) = (5, 15);
+/// From here on, BPF memory counts for the cgroup and not against `RLIMIT_MEMLOCK`.
+const KERNEL_MEMCG: (u32, u32) = (5, 11);
+
+/// All checks, in the order in which they are shown.
+pub fn all(facts: &Facts, probe: Option<&ProbeResult>) -> Vec<Check> {
+    let mut checks = vec![
+        kernel(facts),
+        architecture(facts.architecture),
+        pid_namespace(facts),
+        user_namespace(facts),
+    ];
+    checks.extend(capabilities(facts));
+    checks.extend([
+        btf(facts),
+        tracefs(facts),
+        tracepoints(facts),
+        perf_event_paranoid(facts),
+        lockdown(facts),
+        unprivileged_bpf(facts),
+        memlock(facts),
+        jit(facts),
+        bpffs(facts),
+        cgroup(facts),
+    ]);
+    checks.extend(probe.map(|probe| Check {
+        id: "tap_programs",
+        needed_for: Need::Audit,
+        outcome: probe.outcome,
+        detail: probe.detail.clone(),
+        consequence: unless(
+            probe.outcome == Outcome::Supported,
+            "The tap can't be loaded, so nothing can be observed.",
+        ),
+    }));
+    checks
+}
+
+/// Whether audit is possible. Programs that have been loaded settle what could not be found out otherwise; what is
+/// missing is missing all the same.
+pub fn audit(checks: &[Check], probe: Option<&ProbeResult>) -> Outcome {
+    let worst = checks
+        .iter()
+        .filter(|check| check.needed_for == Need::Audit)
+        .map(|check| check.outcome)
+        .max()
+        .unwrap_or(Outcome::Inconclusive);
+    let loaded = probe.is_some_and(|probe| probe.outcome == Outcome::Supported);
+    match worst {
+        Outcome::Inconclusive if loaded => Outcome::Supported,
+        worst => worst,
+    }
+}
+
+/// The consequence, unless all is well.
+fn unless(well: bool, consequence: &str) -> String {
+    if well {
+        String::new()
+    } else {
+        consequence.to_owned()
+    }
+}
+
+/// A check that audit needs, from something that is there or not.
+fn required(id: &'static str, found: Known<(bool, String)>, consequence: &str) -> Check {
+    let (outcome, detail) = match found {
+        Ok((true, detail)) => (Outcome::Supported, detail),
+        Ok((false, detail)) => (Outcome::NotSupported, detail),
+        Err(reason) => (Outcome::Inconclusive, reason),
+    };
+    Check {
+        id,
+        needed_for: Need::Audit,
+        outcome,
+        detail,
+        consequence: unless(outcome == Outcome::Supported, consequence),
+    }
+}
+
+/// A check that explains.
+fn information(id: &'static str, found: Known<String>, consequence: &str) -> Check {
+    Check {
+        id,
+        needed_for: Need::Information,
+        outcome: match found {
+            Ok(_) => Outcome::Supported,
+            Err(_) => Outcome::Inconclusive,
+        },
+        detail: found.unwrap_or_else(|reason| reason),
+        consequence: consequence.to_owned(),
+    }
+}
+
+/// `6.1.0-18-cloud-amd64` is (6, 1).
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn kernel_at_least(facts: &Facts, wanted: (u32, u32)) -> Known<bool> {
+    let release = facts.release.clone()?;
+    let version = version(&release).ok_or_else(|| format!("{release:?} is no version"))?;
+    Ok(version >= wanted)
+}
+
+fn kernel(facts: &Facts) -> Check {
+    let found = kernel_at_least(facts, KERNEL).and_then(|enough| {
+        let release = facts.release.clone()?;
+        // Red Hat's kernels keep the old number and take over most of BPF: only a trial tells.
+        if !enough && release.contains(".el") {
+            return Err(format!("{release}, with changes of its distribution"));
+        }
+        Ok((enough, release))
+    });
+    required(
+        "kernel",
+        found,
+        "The tap needs Linux 5.15 (bpf_task_pt_regs).",
+    )
+}
+
+fn architecture(architecture: &str) -> Check {
+    let known = ["x86_64", "aarch64"].contains(&architecture);
+    required(
+        "architecture",
+        Ok((known, architecture.to_owned())),
+        "The tap knows where x86_64 and aarch64 keep the arguments of a system call, and no others.",
+    )
+}
+
+fn pid_namespace(facts: &Facts) -> Check {
+    let found = facts.pid_namespace.clone().map(|inode| {
+        let initial = inode == INITIAL_PID_NAMESPACE;
+        (
+            initial,
+            if initial {
+                "the host's"
+            } else {
+                "one of its own"
+            }
+            .to_owned(),
+        )
+    });
+    required(
+        "pid_namespace",
+        found,
+        "Other pods' processes are out of sight. In Kubernetes, set hostPID: true.",
+    )
+}
+
+fn user_namespace(facts: &Facts) -> Check {
+    let found = facts.user_namespace.clone().map(|inode| {
+        let initial = inode == INITIAL_USER_NAMESPACE;
+        (
+            initial,
+            if initial {
+                "the host's"
+            } else {
+                "one of its own"
+            }
+            .to_owned(),
+        )
+    });
+    required(
+        "user_namespace",
+        found,
+        "Capabilities of another user namespace than the host's don't allow tracing. In Kubernetes, leave hostUsers as \
+         it is.",
+    )
+}
+
+struct Capability {
+    id: &'static str,
+    name: &'static str,
+    bit: u32,
+    /// Another one that does as well.
+    or: Option<(&'static str, u32)>,
+    consequence: &'static str,
+}
+
+fn capabilities(facts: &Facts) -> Vec<Check> {
+    const ADMIN: Option<(&str, u32)> = Some(("CAP_SYS_ADMIN", CAP_SYS_ADMIN));
+    let always = [
+        Capability {
+            id: "cap_bpf",
+            name: "CAP_BPF",
+            bit: CAP_BPF,
+            or: ADMIN,
+            consequence: "Without it no program and no map can be loaded. Run as root, or give the capability.",
+        },
+        Capability {
+            id: "cap_perfmon",
+            name: "CAP_PERFMON",
+            bit: CAP_PERFMON,
+            or: ADMIN,
+            consequence: "Without it no program may read what a process sends. Run as root, or give the capability.",
+        },
+        Capability {
+            id: "cap_sys_ptrace",
+            name: "CAP_SYS_PTRACE",
+            bit: CAP_SYS_PTRACE,
+            or: None,
+            consequence: "Without it the environment of other users' processes can't be read, so no replica is found.",
+        },
+        Capability {
+            id: "cap_dac_read_search",
+            name: "CAP_DAC_READ_SEARCH",
+            bit: CAP_DAC_READ_SEARCH,
+            or: Some(("CAP_DAC_OVERRIDE", CAP_DAC_OVERRIDE)),
+            consequence: "Without it /proc/<pid> of other users' processes can't be entered, so no replica is found.",
+        },
+    ];
+    let mut checks: Vec<Check> = always.iter().map(|one| capability(facts, one)).collect();
+    checks.push(sys_admin(facts));
+    checks.push(sys_resource(facts));
+    checks
+}
+
+fn has(facts: &Facts, bit: u32) -> Known<bool> {
+    facts.capabilities.clone().map(|bits| bits & 1 << bit != 0)
+}
+
+fn capability(facts: &Facts, wanted: &Capability) -> Check {
+    let found = has(facts, wanted.bit).and_then(|direct| {
+        if direct {
+            return Ok((true, format!("{} is there", wanted.name)));
+        }
+        match wanted.or {
+            Some((name, bit)) if has(facts, bit)? => {
+                Ok((true, format!("{name} stands in for {}", wanted.name)))
+            }
+            _ => Ok((false, format!("{} is missing", wanted.name))),
+        }
+    });
+    required(wanted.id, found, wanted.consequence)
+}
+
+fn sys_admin(facts: &Facts) -> Check {
+    let paranoid = matches!(facts.perf_event_paranoid, Ok(value) if value > 2);
+    let unmounted = matches!(facts.tracefs, Ok(None));
+    let found = has(facts, CAP_SYS_ADMIN).map(|there| match (there, paranoid, unmounted) {
+        (true, ..) => (true, "CAP_SYS_ADMIN is there"),
+        (false, true, _) => (false, "missing, and kernel.perf_event_paranoid is above 2"),
+        (false, _, true) => (false, "missing, and tracefs has to be mounted"),
+        (false, false, false) => (true, "missing, and not needed here for audit"),
+    });
+    required(
+        "cap_sys_admin",
+        found.map(|(enough, detail)| (enough, detail.to_owned())),
+        "It is needed where kernel.perf_event_paranoid is above 2 (Debian, Ubuntu) or tracefs isn't mounted. Give it, or \
+         lower the one and mount the other.",
+    )
+}
+
+fn sys_resource(facts: &Facts) -> Check {
+    let found = kernel_at_least(facts, KERNEL_MEMCG).and_then(|memcg| {
+        Ok(match (memcg, has(facts, CAP_SYS_RESOURCE)?) {
+            (true, _) => (true, "not needed since Linux 5.11"),
+            (false, true) => (true, "CAP_SYS_RESOURCE is there"),
+            (false, false) => (facts.memlock.is_none(), "CAP_SYS_RESOURCE is missing"),
+        })
+    });
+    required(
+        "cap_sys_resource",
+        found.map(|(enough, detail)| (enough, detail.to_owned())),
+        "Before Linux 5.11, maps count against RLIMIT_MEMLOCK, and raising it needs this.",
+    )
+}
+
+fn btf(facts: &Facts) -> Check {
+    let found = facts.btf.clone().map(|there| {
+        let is = if there { "is" } else { "is not" };
+        (there, format!("/sys/kernel/btf/vmlinux {is} there"))
+    });
+    required(
+        "btf",
+        found,
+        "The kernel is built without CONFIG_DEBUG_INFO_BTF: programs can't ask for the current task.",
+    )
+}
+
+fn tracefs(facts: &Facts) -> Check {
+    let admin = matches!(has(facts, CAP_SYS_ADMIN), Ok(true));
+    let found = facts.tracefs.clone().map(|mounted| match mounted {
+        Some(point) => (true, format!("mounted on {}", point.display())),
+        None if !facts.tracing => (
+            false,
+            format!("{TRACEFS} is not there: a kernel without tracing"),
+        ),
+        None if admin => (
+            true,
+            "not mounted; the agent mounts it where only it sees it".to_owned(),
+        ),
+        None => (false, "not mounted".to_owned()),
+    });
+    required(
+        "tracefs",
+        found,
+        "The ids of tracepoints are read from it. Mount it: mount -t tracefs tracefs /sys/kernel/tracing",
+    )
+}
+
+fn tracepoints(facts: &Facts) -> Check {
+    let found = facts.missing_tracepoints.clone().map(|missing| {
+        if missing.is_empty() {
+            return (true, "all are there".to_owned());
+        }
+        (false, format!("missing: {}", missing.join(", ")))
+    });
+    required(
+        "tracepoints",
+        found,
+        "The tap hangs on the tracepoints of the send system calls (CONFIG_FTRACE_SYSCALLS) and of processes.",
+    )
+}
+
+fn perf_event_paranoid(facts: &Facts) -> Check {
+    let consequence = match facts.perf_event_paranoid {
+        Ok(value) if value > 2 => {
+            "Above 2, Debian's and Ubuntu's kernels want CAP_SYS_ADMIN for tracepoints."
+        }
+        _ => "",
+    };
+    let found = facts.perf_event_paranoid.clone();
+    information(
+        "perf_event_paranoid",
+        found.map(|value| value.to_string()),
+        consequence,
+    )
+}
+
+fn lockdown(facts: &Facts) -> Check {
+    let found = facts.lockdown.clone();
+    match found.as_ref().map(Option::as_deref) {
+        // It closes tracefs (LOCKDOWN_TRACEFS).
+        Ok(Some("confidentiality")) => required(
+            "lockdown",
+            Ok((false, "confidentiality".to_owned())),
+            "Under this lockdown nothing may be traced.",
+        ),
+        Ok(Some("integrity")) => information(
+            "lockdown",
+            Ok("integrity".to_owned()),
+            "Audit is not affected. Programs may not write to processes, which rules out the rewrite enforcer.",
+        ),
+        _ => information(
+            "lockdown",
+            found.map(|mode| mode.unwrap_or_else(|| "the kernel has none".to_owned())),
+            "",
+        ),
+    }
+}
+
+fn unprivileged_bpf(facts: &Facts) -> Check {
+    let found = facts.unprivileged_bpf_disabled.clone();
+    information(
+        "unprivileged_bpf_disabled",
+        found.map(|value| value.to_string()),
+        "",
+    )
+}
+
+fn memlock(facts: &Facts) -> Check {
+    let limit = match facts.memlock {
+        Some(octets) => format!("{} KiB", octets / 1024),
+        None => "unlimited".to_owned(),
+    };
+    let detail = match kernel_at_least(facts, KERNEL_MEMCG) {
+        Ok(true) => format!("{limit}; maps don't count against it since Linux 5.11"),
+        Ok(false) | Err(_) => limit,
+    };
+    information("rlimit_memlock", Ok(detail), "")
+}
+
+fn jit(facts: &Facts) -> Check {
+    let consequence = match facts.bpf_jit_enable {
+        Ok(0) => {
+            "Programs are interpreted: each send of a watched process costs several times as much."
+        }
+        _ => "",
+    };
+    let found = facts.bpf_jit_enable.clone().map(|value| match value {
+        0 => "off".to_owned(),
+        _ => "on".to_owned(),
+    });
+    information("bpf_jit", found, consequence)
+}
+
+fn bpffs(facts: &Facts) -> Check {
+    let found = facts.bpffs.clone().map(|mounted| match mounted {
+        Some(point) => format!("mounted on {}", point.display()),
+        None => "not mounted; audit pins nothing".to_owned(),
+    });
+    information("bpffs", found, "")
+}
+
+fn cgroup(facts: &Facts) -> Check {
+    let found = facts.cgroup.clone().map(|cgroup| {
+        match cgroup {
+            Cgroup::V2 => "v2",
+            Cgroup::V1 => "v1",
+            Cgroup::Hybrid => "v1, and v2 beside it",
+            Cgroup::None => "not mounted",
+        }
+        .to_owned()
+    });
+    information("cgroup", found, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn good() -> Facts {
+        Facts {
+            architecture: "x86_64",
+            release: Ok("6.1.0-18-cloud-amd64".to_owned()),
+            capabilities: Ok(u64::MAX),
+            pid_namespace: Ok(INITIAL_PID_NAMESPACE),
+            user_namespace: Ok(INITIAL_USER_NAMESPACE),
+            btf: Ok(true),
+            tracing: true,
+            tracefs: Ok(Some(PathBuf::from(TRACEFS))),
+            missing_tracepoints: Ok(Vec::new()),
+            lockdown: Ok(Some("none".to_owned())),
+            perf_event_paranoid: Ok(2),
+            unprivileged_bpf_disabled: Ok(2),
+            bpf_jit_enable: Ok(1),
+            bpffs: Ok(None),
+            cgroup: Ok(Cgroup::V2),
+            memlock: Some(8 << 20),
+        }
+    }
+
+    fn outcome(facts: &Facts, id: &str) -> Outcome {
+        let checks = all(facts, None);
+        let check = checks.iter().find(|check| check.id == id).expect(id);
+        // A problem says what follows.
+        if check.needed_for == Need::Audit {
+            assert_eq!(
+                check.outcome == Outcome::Supported,
+                check.consequence.is_empty(),
+                "{check:?}"
+            );
+        }
+        check.outcome
+    }
+
+    fn audit_of(facts: &Facts) -> Outcome {
+        audit(&all(facts, None), None)
+    }
+
+    #[test]
+    fn a_good_node_can_audit() {
+        assert_eq!(audit_of(&good()), Outcome::Supported);
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let checks = all(&good(), None);
+        let mut ids: Vec<_> = checks.iter().map(|check| check.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), checks.len());
+    }
+
+    #[test]
+    fn whatever_audit_needs_and_lacks_is_named() {
+        use Outcome::{Inconclusive, NotSupported};
+        type Case = (&'static str, Outcome, fn(&mut Facts));
+        let cases: Vec<Case> = vec![
+            ("kernel", NotSupported, |f| {
+                f.release = Ok("5.14.21".to_owned())
+            }),
+            ("kernel", NotSupported, |f| {
+                f.release = Ok("4.19.0-26".to_owned())
+            }),
+            ("kernel", Inconclusive, |f| {
+                f.release = Ok("5.14.0-427.el9.x86_64".to_owned())
+            }),
+            ("kernel", Inconclusive, |f| {
+                f.release = Ok("linux".to_owned())
+            }),
+            ("kernel", Inconclusive, |f| {
+                f.release = Err("gone".to_owned())
+            }),
+            ("architecture", NotSupported, |f| f.architecture = "riscv64"),
+            ("pid_namespace", NotSupported, |f| {
+                f.pid_namespace = Ok(4_026_532_000)
+            }),
+            ("pid_namespace", Inconclusive, |f| {
+                f.pid_namespace = Err("no /proc".to_owned())
+            }),
+            ("user_namespace", NotSupported, |f| {
+                f.user_namespace = Ok(4_026_532_000)
+            }),
+            ("cap_bpf", NotSupported, |f| f.capabilities = Ok(0)),
+            ("cap_perfmon", NotSupported, |f| {
+                f.capabilities = Ok(1 << CAP_BPF)
+            }),
+            ("cap_sys_ptrace", NotSupported, |f| {
+                f.capabilities = Ok(1 << CAP_SYS_ADMIN)
+            }),
+            ("cap_dac_read_search", NotSupported, |f| {
+                f.capabilities = Ok(1 << CAP_SYS_ADMIN)
+            }),
+            ("cap_bpf", Inconclusive, |f| {
+                f.capabilities = Err("no /proc".to_owned())
+            }),
+            ("btf", NotSupported, |f| f.btf = Ok(false)),
+            ("btf", Inconclusive, |f| f.btf = Err("no /sys".to_owned())),
+            ("tracefs", NotSupported, |f| {
+                f.tracefs = Ok(None);
+                f.tracing = false;
+            }),
+            ("tracefs", NotSupported, |f| {
+                f.tracefs = Ok(None);
+                f.capabilities = Ok(1 << CAP_BPF);
+            }),
+            ("tracepoints", NotSupported, |f| {
+                f.missing_tracepoints = Ok(vec!["syscalls/sys_exit_write"])
+            }),
+            ("tracepoints", Inconclusive, |f| {
+                f.missing_tracepoints = Err("closed".to_owned())
+            }),
+            ("lockdown", NotSupported, |f| {
+                f.lockdown = Ok(Some("confidentiality".to_owned()))
+            }),
+        ];
+        for (id, expected, change) in cases {
+            let mut facts = good();
+            change(&mut facts);
+            assert_eq!(outcome(&facts, id), expected, "{id} {facts:?}");
+            assert!(audit_of(&facts) >= expected, "{id}");
+        }
+    }
+
+    #[test]
+    fn capabilities_that_stand_in() {
+        let mut facts = good();
+        facts.capabilities = Ok(1 << CAP_SYS_ADMIN | 1 << CAP_SYS_PTRACE | 1 << CAP_DAC_OVERRIDE);
+        assert_eq!(audit_of(&facts), Outcome::Supported);
+    }
+
+    #[test]
+    fn sys_admin_only_where_it_is_needed() {
+        let least =
+            1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_PTRACE | 1 << CAP_DAC_READ_SEARCH;
+        let mut facts = good();
+        facts.capabilities = Ok(least);
+        assert_eq!(audit_of(&facts), Outcome::Supported);
+        facts.perf_event_paranoid = Ok(3);
+        assert_eq!(outcome(&facts, "cap_sys_admin"), Outcome::NotSupported);
+        facts.perf_event_paranoid = Ok(2);
+        facts.tracefs = Ok(None);
+        assert_eq!(outcome(&facts, "cap_sys_admin"), Outcome::NotSupported);
+    }
+
+    #[test]
+    fn sys_resource_only_on_old_kernels() {
+        let mut facts = good();
+        facts.capabilities = Ok(!(1 << CAP_SYS_RESOURCE));
+        assert_eq!(outcome(&facts, "cap_sys_resource"), Outcome::Supported);
+        facts.release = Ok("5.10.0-28-amd64".to_owned());
+        assert_eq!(outcome(&facts, "cap_sys_resource"), Outcome::NotSupported);
+        facts.memlock = None;
+        assert_eq!(outcome(&facts, "cap_sys_resource"), Outcome::Supported);
+    }
+
+    #[test]
+    fn an_unmounted_tracefs_is_mounted_by_the_agent() {
+        let mut facts = good();
+        facts.tracefs = Ok(None);
+        facts.missing_tracepoints = Err("tracefs is not mounted".to_owned());
+        assert_eq!(outcome(&facts, "tracefs"), Outcome::Supported);
+        // Whether the tracepoints are in it, only a trial tells.
+        assert_eq!(audit_of(&facts), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn what_only_explains_decides_nothing() {
+        let mut facts = good();
+        for known in [
+            &mut facts.perf_event_paranoid,
+            &mut facts.unprivileged_bpf_disabled,
+            &mut facts.bpf_jit_enable,
+        ] {
+            *known = Err("unknown".to_owned());
+        }
+        facts.lockdown = Err("securityfs is not mounted".to_owned());
+        facts.bpffs = Err("unknown".to_owned());
+        facts.cgroup = Err("unknown".to_owned());
+        assert_eq!(outcome(&facts, "lockdown"), Outcome::Inconclusive);
+        assert_eq!(audit_of(&facts), Outcome::Supported);
+    }
+
+    #[test]
+    fn a_trial_settles_what_is_open_and_nothing_else() {
+        let probe = |outcome| ProbeResult {
+            outcome,
+            detail: "tried".to_owned(),
+            programs: Vec::new(),
+        };
+        let with =
+            |facts: &Facts, probe: &ProbeResult| audit(&all(facts, Some(probe)), Some(probe));
+        let mut open = good();
+        open.release = Ok("5.14.0-427.el9.x86_64".to_owned());
+        let mut bad = good();
+        bad.pid_namespace = Ok(1);
+        let (loads, fails) = (probe(Outcome::Supported), probe(Outcome::NotSupported));
+        assert_eq!(with(&good(), &loads), Outcome::Supported);
+        assert_eq!(with(&open, &loads), Outcome::Supported);
+        assert_eq!(with(&bad, &loads), Outcome::NotSupported);
+        assert_eq!(with(&good(), &fails), Outcome::NotSupported);
+        let unsure = probe(Outcome::Inconclusive);
+        assert_eq!(with(&good(), &unsure), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn versions() {
+        assert_eq!(version("6.1.0-18-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("5.15-rc1"), Some((5, 15)));
+        assert_eq!(version("7.2+"), Some((7, 2)));
+        assert_eq!(version("6"), None);
+        assert_eq!(version(""), None);
+    }
+}
