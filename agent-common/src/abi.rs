@@ -203,6 +203,16 @@ impl Totals {
     };
 }
 
+/// Places in the array of programs that continue a send by tail call.
+pub mod walks {
+    /// `tap_follow`.
+    pub const FOLLOW: u32 = 0;
+    /// `tap_open`.
+    pub const OPEN: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
 /// What happened to a process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,14 +5,11 @@
 //! candidate from its first instruction, and this module only decides whose its calls were.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event};
-use aya::maps::{MapData, RingBuf};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
 
 use crate::discovery::identity::{self, Class};
@@ -22,6 +19,7 @@ use crate::inventory::{Inventory, Ruling};
 use crate::model::{Identity, Snapshot};
 use crate::policy::Policy;
 use crate::tap::Tap;
+use crate::tap::events::Events;
 
 /// How often the agent looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -49,7 +47,7 @@ pub struct Observer {
 struct State {
     tap: Tap,
     inventory: Inventory,
-    policy: Arc<Policy>,
+    policy: Policy,
     methods: Vec<String>,
     resting: VecDeque<(Instant, u32)>,
     ending: BTreeMap<u32, u32>,
@@ -63,7 +61,7 @@ struct State {
 
 impl Observer {
     /// An observer of what `tap` sees.
-    pub fn new(tap: Tap, methods: Vec<String>, policy: Arc<Policy>) -> Arc<Self> {
+    pub fn new(tap: Tap, methods: Vec<String>, policy: Policy) -> Arc<Self> {
         let inventory = Inventory::new(methods.len());
         Arc::new(Self {
             state: Mutex::new(State {
@@ -87,10 +85,11 @@ impl Observer {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds what ran before the agent, then follows what the kernel tells until `stop` resolves.
-    pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+    /// Finds what ran before the agent, then follows what the kernel tells. It ends only with an error; dropping it
+    /// stops it.
+    pub async fn run(self: Arc<Self>) -> std::io::Result<()> {
         let events = self.state().tap.events.take();
-        let mut events = events.map(|ring| AsyncFd::new(Ring(ring))).transpose()?;
+        let mut events = events.map(Events::new).transpose()?;
         {
             let mut state = self.state();
             state.look();
@@ -104,23 +103,10 @@ impl Observer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut farewell = tokio::time::interval(FAREWELL);
         farewell.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tokio::pin!(stop);
         loop {
             let ending = !self.state().ending.is_empty();
             tokio::select! {
-                () = &mut stop => return Ok(()),
-                guard = readable(&mut events) => {
-                    let mut guard = guard?;
-                    let ring = &mut guard.get_inner_mut().0;
-                    let mut state = self.state();
-                    while let Some(item) = ring.next() {
-                        if let Some(event) = parse(&item) {
-                            state.event(event);
-                        }
-                    }
-                    drop(state);
-                    guard.clear_ready();
-                }
+                result = next(&mut events, |event| self.state().event(event)) => result?,
                 _ = farewell.tick(), if ending => self.state().farewell(),
                 _ = tick.tick() => self.state().tick(),
             }
@@ -128,33 +114,12 @@ impl Observer {
     }
 }
 
-struct Ring(RingBuf<MapData>);
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-async fn readable(
-    events: &mut Option<AsyncFd<Ring>>,
-) -> std::io::Result<tokio::io::unix::AsyncFdReadyMutGuard<'_, Ring>> {
+/// The next events, of a ring buffer that may not be there.
+async fn next(events: &mut Option<Events>, event: impl FnMut(ProcEvent)) -> std::io::Result<()> {
     match events {
-        Some(events) => events.readable_mut().await,
+        Some(events) => events.next(event).await,
         None => std::future::pending().await,
     }
-}
-
-/// Reads an event; `None` if it isn't one (another layout would be another version of the programs).
-fn parse(bytes: &[u8]) -> Option<ProcEvent> {
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    Some(ProcEvent {
-        kind: word(0)?,
-        tgid: word(4)?,
-        parent: word(8)?,
-        slot: word(12)?,
-        generation: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
-    })
 }
 
 /// What a look at a process's environment said.
@@ -235,7 +200,10 @@ impl State {
         match identity::classify(&environ) {
             Class::Source(source) => {
                 for warning in source.warnings {
-                    self.warn(format!("process {pid} of {}: {warning}", source.identity.pod));
+                    self.warn(format!(
+                        "process {pid} of {}: {warning}",
+                        source.identity.pod
+                    ));
                 }
                 match ruling(&self.policy, &source.identity) {
                     Some(ruling) => Seen::Replica(source.identity, ruling),
@@ -369,9 +337,7 @@ impl State {
         for pid in known {
             // Where an event was lost, the same pid may run another program, or be another's.
             let same = match proc::environ(pid).map(|environ| identity::classify(&environ)) {
-                Ok(Class::Source(source)) => {
-                    self.inventory.identity(pid) == Some(&source.identity)
-                }
+                Ok(Class::Source(source)) => self.inventory.identity(pid) == Some(&source.identity),
                 _ => false,
             };
             if !same || !proc::runs(pid) {

@@ -29,7 +29,12 @@ impl<T: Copy> MappedArray<T> {
     /// Maps `len` values of an array map. `T` must be the map's value type, a multiple of 8 bytes large, and made of
     /// integers.
     pub fn new(map: Map, len: u32) -> Result<Self, std::io::Error> {
-        const { assert!(size_of::<T>().is_multiple_of(8), "the kernel lays values out in steps of 8 bytes") };
+        const {
+            assert!(
+                size_of::<T>().is_multiple_of(8),
+                "the kernel lays values out in steps of 8 bytes"
+            )
+        };
         let Map::Array(data) = map else {
             return Err(std::io::Error::other("not an array map"));
         };

@@ -33,6 +33,13 @@ pub struct Hook {
 pub const WALKS: [(u32, &str); walks::COUNT as usize] =
     [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
 
+impl Hook {
+    /// The tracepoint as it is mostly written: `category/name`.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.category, self.name)
+    }
+}
+
 const RET: &[Field] = &[Field {
     name: "ret",
     offset: 16,

@@ -5,11 +5,15 @@
 //! | [`hooks`] | which program goes where |
 //! | [`tracefs`] | finds the tracepoints, mounting nothing for others to see |
 //! | [`counters`] | reads counters from memory |
+//! | [`events`] | reads process events |
+//! | [`account`] | what the kernel accounts of a program |
 //!
 //! Programs load one at a time: one that the kernel refuses is left out with its reason, and the others go on. Nothing is
 //! pinned; when the agent ends, however it ends, the kernel takes everything away.
 
+pub mod account;
 pub mod counters;
+pub mod events;
 pub mod hooks;
 pub mod tracefs;
 
@@ -24,6 +28,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use self::counters::MappedArray;
 use self::hooks::{HOOKS, Hook, WALKS};
 use self::tracefs::TracefsError;
+use crate::host::{Outcome, ProbeResult, ProgramProbe};
 use crate::model::ProgramStatus;
 
 /// The object that `cargo xtask build` made.
@@ -184,7 +189,7 @@ fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, 
 
 /// Loads and attaches one program; an `Err` only where it is required.
 fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<ProgramStatus, TapError> {
-    let place = format!("{}/{}", hook.category, hook.name);
+    let place = hook.place();
     let mut status = ProgramStatus {
         name: hook.program,
         hook: place.clone(),
@@ -221,10 +226,7 @@ fn try_attach(
     check_format(hook, tracefs)?;
     let program = tracepoint(ebpf, hook.program)?;
     program.load().map_err(|e| chain(&e))?;
-    status.verified_instructions = program
-        .info()
-        .ok()
-        .and_then(|info| info.verified_instruction_count());
+    status.verified_instructions = verified(program);
     program
         .attach(hook.category, hook.name)
         .map_err(|e| chain(&e))?;
@@ -237,8 +239,12 @@ fn check_format(hook: &Hook, tracefs: &Path) -> Result<(), String> {
         .join(hook.category)
         .join(hook.name)
         .join("format");
-    let format = std::fs::read_to_string(&file)
-        .map_err(|e| format!("this kernel has no such tracepoint ({}: {e})", file.display()))?;
+    let format = std::fs::read_to_string(&file).map_err(|e| {
+        format!(
+            "this kernel has no such tracepoint ({}: {e})",
+            file.display()
+        )
+    })?;
     match hook
         .fields
         .iter()
@@ -302,24 +308,81 @@ impl Tap {
     }
 }
 
-/// What loading every program on this kernel said; for `pendguard doctor`. Nothing is attached.
-pub fn probe() -> Result<Vec<(&'static str, Result<Option<u32>, String>)>, TapError> {
-    let mut ebpf = load_maps()?;
-    Ok(WALKS
+/// Loads every program for a trial; for `pendguard doctor`. Nothing is attached, and all of it is gone afterwards.
+pub fn probe() -> ProbeResult {
+    let mut ebpf = match load_maps() {
+        Ok(ebpf) => ebpf,
+        Err(error) => {
+            return ProbeResult {
+                outcome: Outcome::NotSupported,
+                detail: error.to_string(),
+                programs: Vec::new(),
+            };
+        }
+    };
+    let walks = WALKS.iter().map(|(_, name)| (*name, String::new(), true));
+    let hooks = HOOKS
         .iter()
-        .map(|(_, name)| *name)
-        .chain(HOOKS.iter().map(|hook| hook.program))
-        .map(|name| {
-            let result = tracepoint(&mut ebpf, name).and_then(|program| {
-                program.load().map_err(|e| chain(&e))?;
-                Ok(program
-                    .info()
-                    .ok()
-                    .and_then(|info| info.verified_instruction_count()))
-            });
-            (name, result)
-        })
-        .collect())
+        .map(|hook| (hook.program, hook.place(), hook.required));
+    let programs: Vec<_> = walks
+        .chain(hooks)
+        .map(|(name, hook, required)| (trial(&mut ebpf, name, hook), required))
+        .collect();
+    let loads = |program: &ProgramProbe| program.outcome == Outcome::Supported;
+    let refused = programs
+        .iter()
+        .filter(|(program, _)| !loads(program))
+        .count();
+    let hopeless = programs
+        .iter()
+        .find(|(program, required)| *required && !loads(program));
+    let (outcome, detail) = match hopeless {
+        Some((program, _)) => (
+            Outcome::NotSupported,
+            format!("the kernel refuses {}, which is needed", program.name),
+        ),
+        None if refused > 0 => (
+            Outcome::Supported,
+            format!(
+                "the kernel takes {} of {} programs",
+                programs.len() - refused,
+                programs.len()
+            ),
+        ),
+        None => (
+            Outcome::Supported,
+            format!("the kernel takes all {} programs", programs.len()),
+        ),
+    };
+    ProbeResult {
+        outcome,
+        detail,
+        programs: programs.into_iter().map(|(program, _)| program).collect(),
+    }
 }
 
-mod account;
+fn trial(ebpf: &mut Ebpf, name: &'static str, hook: String) -> ProgramProbe {
+    let loaded = tracepoint(ebpf, name).and_then(|program| {
+        program.load().map_err(|e| chain(&e))?;
+        Ok(verified(program))
+    });
+    let (outcome, verified_instructions, detail) = match loaded {
+        Ok(verified) => (Outcome::Supported, verified, String::new()),
+        Err(reason) => (Outcome::NotSupported, None, reason),
+    };
+    ProgramProbe {
+        name,
+        hook,
+        outcome,
+        detail,
+        verified_instructions,
+    }
+}
+
+/// Instructions that the verifier walked, where the kernel tells (5.16).
+fn verified(program: &TracePoint) -> Option<u32> {
+    program
+        .info()
+        .ok()
+        .and_then(|info| info.verified_instruction_count())
+}

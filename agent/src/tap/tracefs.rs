@@ -46,7 +46,10 @@ fn mount_privately() -> rustix::io::Result<PathBuf> {
     // these two flags leave descriptors alone. The thread is ours and ends after attaching.
     unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS)? };
     // Without this the mount would propagate back to the host.
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+    )?;
     mount(
         "tracefs",
         PLACES[0],
