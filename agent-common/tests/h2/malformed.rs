@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::PathTable;
 use agent_common::h2::track::{End, status};
-use agent_common::h2::walk::{Conn, Fault, MAX_BLOCK, OTHER, UNRESOLVED, WATCHED};
+use agent_common::h2::walk::{Conn, Fault, MAX_BLOCK, OTHER, RING, UNRESOLVED, WATCHED};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -431,6 +431,39 @@ fn the_reserved_bit() {
     assert_eq!(c.frame(0x20, 0, 0, b""), End::Drop);
     assert_eq!(c.frame(6, 2, 0, &[0; 8]), End::Drop);
     assert_eq!(c.request(1, LITERAL), PENDING);
+}
+
+/// A server may allow a larger table than any gRPC server does. What is further back than the tracker remembers is
+/// unresolved.
+#[test]
+fn more_entries_than_are_remembered() {
+    let mut c = Connection::new();
+    // RFC 7541 §6.3: a table of 65,536 octets.
+    let first = [b"\x3f\xe1\xff\x03", INDEXING].concat();
+    assert_eq!(c.request(1, &first), PENDING);
+    let mut stream = 3;
+    for back in 1..200 {
+        let entry = [b"\x40\x01a\x01b", &b"\x83"[..]].concat();
+        assert_eq!(c.frame(HEADERS, END_HEADERS, stream, &entry), End::Keep);
+        let index = if 62 + back < 127 {
+            vec![0x80 | (62 + back) as u8]
+        } else {
+            let rest = 62 + back - 127;
+            let low = rest as u8 & 0x7f;
+            if rest < 128 {
+                vec![0xff, low]
+            } else {
+                vec![0xff, low | 0x80, (rest >> 7) as u8]
+            }
+        };
+        let class = if back < RING { PENDING } else { UNRESOLVED };
+        assert_eq!(
+            c.request(stream + 2, &index),
+            class,
+            "{back} insertions ago"
+        );
+        stream += 4;
+    }
 }
 
 #[test]
