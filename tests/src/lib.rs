@@ -15,5 +15,6 @@ pub mod payload;
 pub mod peers;
 pub mod proto;
 pub mod protocol;
+pub mod raw;
 pub mod record;
 pub mod source;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod demo;
 mod elf;
 mod fuzz;
 mod process;
@@ -41,9 +42,21 @@ enum Verb {
     },
     /// Build the BPF programs and the agent: target/release/pendguard
     Build {
-        /// Also the tests' own programs: target/release/pg-source and pg-client
+        /// Also the tests' own programs: target/release/pg-*
         #[arg(long)]
         tests: bool,
+    },
+    /// Three replicas of a real Numaflow source, and Pendguard counting who asks them what is pending (needs root)
+    Demo {
+        /// `--seconds N` (60), `--every MS` (1000)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        arguments: Vec<String>,
+    },
+    /// Measure what the agent costs (needs root)
+    Bench {
+        /// `tap [--quick] [--json]`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "WHAT", required = true)]
+        arguments: Vec<String>,
     },
     /// Run every check that CI runs (needs root)
     Test {
@@ -82,6 +95,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
             }
         }
         Verb::Build { tests } => build::run(&workspace, tests)?,
+        Verb::Demo { arguments } => return demo::demo(&workspace, &arguments),
+        Verb::Bench { arguments } => return demo::bench(&workspace, &arguments),
         Verb::Test { fast } => return test::run(&workspace, fast),
         Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
     }

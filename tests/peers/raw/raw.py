@@ -1,0 +1,191 @@
+"""A process that sends what it is told to, by the system call it is told to use.
+
+For what no gRPC library does on demand: each send system call in each shape, partial sends, malformed HTTP/2,
+descriptors that come back as something else, children without a program of their own. Commands come on standard
+input, one a line, and each is answered by one line; an exception ends the process with its traceback.
+
+The bytes are real and the kernel is real; only the HTTP/2 is written by hand, since it must be wrong on demand.
+"""
+
+import ctypes
+import os
+import random
+import socket
+import struct
+import sys
+import threading
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+PENDING = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d86af")  # Huffman: /source.v1.Source/PendingFn
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+sockets = {}  # descriptor -> (socket, its peer's reader)
+
+
+def frame(kind, flags, stream, payload):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def request(stream):
+    """What tonic sends for PendingFn: HEADERS with a literal path, and two DATA frames."""
+    block = bytes.fromhex("838604") + bytes([0x80 | len(PENDING)]) + PENDING
+    return frame(1, 4, stream, block) + frame(0, 0, stream, bytes(5)) + frame(0, 1, stream, b"")
+
+
+class Reader(threading.Thread):
+    """Reads what arrives, as slowly as told, and counts it."""
+
+    def __init__(self, peer, size):
+        super().__init__(daemon=True)
+        self.peer, self.size, self.bytes = peer, size, 0
+        self.start()
+
+    def run(self):
+        while True:
+            try:
+                data = self.peer.recv(self.size)
+            except OSError:
+                return
+            if not data:
+                return
+            self.bytes += len(data)
+
+
+def connect(kind, buffer):
+    if kind == "unix":
+        ours, theirs = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ours = socket.create_connection(server.getsockname())
+            theirs = server.accept()[0]
+    if buffer:
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    sockets[ours.fileno()] = (ours, Reader(theirs, buffer or 65536))
+    return ours.fileno()
+
+
+def send(fd, call, pieces):
+    """One system call; returns how many bytes it took."""
+    if call == "write":
+        return os.write(fd, b"".join(pieces))
+    if call == "writev":
+        return os.writev(fd, pieces)
+    if call == "sendto":
+        return sockets[fd][0].send(b"".join(pieces))
+    if call == "sendmsg":
+        return sockets[fd][0].sendmsg(pieces)
+    raise ValueError(call)
+
+
+def cut(data, random_, most):
+    """`data` in pieces of random length."""
+    pieces = []
+    while data:
+        n = random_.randint(1, most)
+        pieces.append(data[:n])
+        data = data[n:]
+    return pieces
+
+
+def pump(fd, call, first, count, seed):
+    """`count` requests with bulk data between them, in sends of random size, not waiting for room: what the kernel
+    doesn't take is sent again. Returns how often it took a part or nothing."""
+    random_ = random.Random(seed)
+    data = b"".join(
+        request(first + 2 * i) + frame(0, 0, 1, random_.randbytes(random_.randint(0, 3000))) for i in range(count)
+    )
+    os.set_blocking(fd, False)
+    partial = refused = 0
+    at = 0
+    while at < len(data):
+        chunk = data[at : at + random_.randint(1, 9000)]
+        pieces = cut(chunk, random_, 1500)[:64]
+        offered = sum(map(len, pieces))
+        try:
+            n = send(fd, call, pieces)
+        except BlockingIOError:
+            refused += 1
+            continue
+        partial += n < offered
+        at += n
+    os.set_blocking(fd, True)
+    return f"{partial} {refused}"
+
+
+def execute(words):
+    command, rest = words[0], words[1:]
+    if command == "connect":  # connect unix|tcp [BUFFER]
+        return connect(rest[0], int(rest[1]) if len(rest) > 1 else 0)
+    if command == "send":  # send FD CALL HEX...
+        return send(int(rest[0]), rest[1], [bytes.fromhex(piece) for piece in rest[2:]])
+    if command == "start":  # start FD: preface and SETTINGS
+        return send(int(rest[0]), "write", [PREFACE + frame(4, 0, 0, b"")])
+    if command == "call":  # call FD CALL STREAM: one request
+        return send(int(rest[0]), rest[1], [request(int(rest[2]))])
+    if command == "pump":  # pump FD CALL FIRST COUNT SEED
+        return pump(int(rest[0]), rest[1], int(rest[2]), int(rest[3]), int(rest[4]))
+    if command == "headers":  # headers FD MEGABYTES: one endless header block in CONTINUATION frames
+        fd, left = int(rest[0]), int(rest[1]) << 20
+        os.write(fd, frame(1, 0, 99, bytes.fromhex("838604")))
+        field = b"\x00\x01a\x7f\x81\x7f" + b"b" * 16512  # a literal of 16 KiB
+        sent = 0
+        while sent < left:
+            data = memoryview(frame(9, 0, 99, field[:16384]))
+            while data:
+                data = data[os.write(fd, data) :]
+            sent += 16384
+        os.write(fd, frame(9, 4, 99, b""))
+        return sent
+    if command == "received":  # received FD: bytes that the peer read so far
+        return sockets[int(rest[0])][1].bytes
+    if command == "close":
+        fd = int(rest[0])
+        os.close(fd)
+        if fd in sockets:
+            sockets.pop(fd)[0].detach()
+        return 0
+    if command == "dup2":  # dup2 OLD NEW (dup3 where Python keeps descriptors to itself)
+        return os.dup2(int(rest[0]), int(rest[1]), inheritable=rest[2] == "dup2")
+    if command == "close_range":
+        first, last = int(rest[0]), int(rest[1])
+        if LIBC.close_range(first, last, 0) != 0:
+            raise OSError(ctypes.get_errno(), "close_range")
+        for fd in [fd for fd in sockets if first <= fd <= last]:
+            sockets.pop(fd)[0].detach()
+        return 0
+    if command == "file":  # file PATH FD: opens a file as that descriptor
+        opened = os.open(rest[0], os.O_WRONLY | os.O_CREAT)
+        if opened != int(rest[1]):
+            os.dup2(opened, int(rest[1]))
+            os.close(opened)
+        return rest[1]
+    if command == "fork":  # fork CALL N: a child without a program of its own makes N calls on a connection of its own
+        child = os.fork()
+        if child == 0:
+            ours, theirs = socket.socketpair()
+            sockets[ours.fileno()] = (ours, Reader(theirs, 65536))
+            send(ours.fileno(), "write", [PREFACE + frame(4, 0, 0, b"")])
+            for i in range(int(rest[1])):
+                send(ours.fileno(), rest[0], [request(2 * i + 1)])
+            os._exit(0)
+        return os.waitpid(child, 0)[1]
+    if command == "exec":  # exec: the same program anew, in the same process
+        os.execv(sys.executable, [sys.executable, __file__])
+    raise ValueError(words)
+
+
+def main():
+    if sys.argv[1:2] == ["once"]:  # once CALL N: connect, call, end, as fast as can be
+        fd = connect("unix", 0)
+        execute(["start", str(fd)])
+        for i in range(int(sys.argv[3])):
+            execute(["call", str(fd), sys.argv[2], str(2 * i + 1)])
+        return
+    print("ready", os.getpid(), flush=True)
+    for line in sys.stdin:
+        print("ok", execute(line.split()), flush=True)
+
+
+main()

@@ -1,0 +1,355 @@
+//! The agent as a child process: the shipped binary, as a user runs it.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+/// How long the agent may take to be ready: it loads its programs, and the verifier takes its time on a busy machine.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a condition may take to come true.
+pub const WAIT_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The method that is watched by default.
+pub const PENDING: &str = "/source.v1.Source/PendingFn";
+
+/// Where the agent's binary is: PENDGUARD_BIN, or what `cargo xtask build` made.
+pub fn binary() -> Result<PathBuf> {
+    let path = std::env::var_os("PENDGUARD_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/release/pendguard"),
+        PathBuf::from,
+    );
+    ensure!(
+        path.exists(),
+        "{} is missing: run `cargo xtask build`, or set PENDGUARD_BIN",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// A running agent.
+pub struct Agent {
+    child: Child,
+    directory: TempDir,
+    metrics: SocketAddr,
+    log: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Agent {
+    /// Starts the agent with a socket and a port of its own, and waits until it is ready.
+    pub async fn start(arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(arguments, &[])?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    /// Starts the agent without waiting.
+    pub fn spawn(arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let metrics = free_address()?;
+        let mut child = Command::new(binary()?)
+            .args(["run", "--metrics-listen", &metrics.to_string()])
+            .arg("--api-socket")
+            .arg(directory.path().join("api.sock"))
+            .args(arguments)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("starting the agent")?;
+        let stderr = child.stderr.take().context("the agent's log")?;
+        let log = tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            let mut log = Vec::new();
+            while let Ok(Some(line)) = lines.next_line().await {
+                if std::env::var_os("PENDGUARD_TEST_LOG").is_some() {
+                    eprintln!("agent: {line}");
+                }
+                log.push(line);
+            }
+            log
+        });
+        Ok(Self {
+            child,
+            directory,
+            metrics,
+            log,
+        })
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                let log = (&mut self.log).await?;
+                bail!("the agent ended ({status}): {}", log.join("\n"));
+            }
+            if let Ok((200, _)) = self.get("/readyz").await {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent is not ready after {START_LIMIT:?}"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The address of its metrics.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
+    /// The socket of its API.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("api.sock")
+    }
+
+    /// A page of its HTTP server: status and body.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let url = format!("http://{}{path}", self.metrics);
+        tokio::task::spawn_blocking(move || {
+            let agent: ureq::Agent = ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .timeout_global(Some(Duration::from_secs(10)))
+                .build()
+                .into();
+            let mut answer = agent.get(&url).call()?;
+            let status = answer.status().as_u16();
+            Ok((status, answer.body_mut().read_to_string()?))
+        })
+        .await?
+    }
+
+    /// A scrape.
+    pub async fn scrape(&self) -> Result<Scrape> {
+        let (status, text) = self.get("/metrics").await?;
+        ensure!(status == 200, "/metrics answers {status}: {text}");
+        let lines = text.lines().map(|line| Ok(line.to_owned()));
+        let samples = prometheus_parse::Scrape::parse(lines)?.samples;
+        Ok(Scrape { samples })
+    }
+
+    /// What `pendguard status --json` says.
+    pub async fn status(&self) -> Result<Value> {
+        let output = self.command(&["status", "--json"]).await?;
+        ensure!(
+            output.status.success(),
+            "status: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Runs a command of `pendguard` against this agent's socket.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(Command::new(binary()?)
+            .args(arguments)
+            .arg("--api-socket")
+            .arg(self.socket())
+            .output()
+            .await?)
+    }
+
+    /// Waits until `condition` holds for a scrape, and returns that scrape.
+    pub async fn until(
+        &self,
+        what: &str,
+        mut condition: impl FnMut(&Scrape) -> bool,
+    ) -> Result<Scrape> {
+        let deadline = Instant::now() + WAIT_LIMIT;
+        loop {
+            let scrape = self.scrape().await?;
+            if condition(&scrape) {
+                return Ok(scrape);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "not within {WAIT_LIMIT:?}: {what}\n{scrape:?}"
+            );
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Sends SIGTERM, waits for a clean end, and returns the log.
+    pub async fn stop(mut self) -> Result<Vec<String>> {
+        let pid = self.pid().context("the agent has ended already")?;
+        let pid = rustix::process::Pid::from_raw(pid.try_into()?).context("pid 0")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = tokio::time::timeout(STOP_LIMIT, self.child.wait())
+            .await
+            .context("the agent does not stop")??;
+        ensure!(status.success(), "the agent ended with {status}");
+        Ok(self.log.await?)
+    }
+
+    /// Waits for it to end by itself: exit code and log.
+    pub async fn ended(mut self) -> Result<(Option<i32>, String)> {
+        let status = tokio::time::timeout(START_LIMIT, self.child.wait())
+            .await
+            .context("the agent goes on")??;
+        Ok((status.code(), self.log.await?.join("\n")))
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> Result<u64> {
+        let pid = self.pid().context("the agent has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .context("no VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kib * 1024)
+    }
+}
+
+/// An address on which nothing listens now.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// One scrape of the metrics.
+pub struct Scrape {
+    samples: Vec<prometheus_parse::Sample>,
+}
+
+impl std::fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for sample in &self.samples {
+            writeln!(f, "{} {:?} {:?}", sample.metric, sample.labels, sample.value)?;
+        }
+        Ok(())
+    }
+}
+
+impl Scrape {
+    /// The sum of a metric's samples that have these labels, or `None` where there are none.
+    pub fn sum(&self, metric: &str, labels: &[(&str, &str)]) -> Option<u64> {
+        let mut sum = None;
+        for sample in self.samples.iter().filter(|sample| {
+            sample.metric == metric
+                && labels
+                    .iter()
+                    .all(|(name, value)| sample.labels.get(name) == Some(*value))
+        }) {
+            let value = match sample.value {
+                prometheus_parse::Value::Counter(v)
+                | prometheus_parse::Value::Gauge(v)
+                | prometheus_parse::Value::Untyped(v) => v,
+                _ => continue,
+            };
+            *sum.get_or_insert(0) += value as u64;
+        }
+        sum
+    }
+
+    /// PendingFn calls of a replica with a verdict; 0 where there are none.
+    pub fn pending(&self, pod: &str, verdict: &str) -> u64 {
+        let labels = [("pod", pod), ("method", PENDING), ("verdict", verdict)];
+        self.sum("pendguard_calls_total", &labels).unwrap_or(0)
+    }
+
+    /// Calls of a replica whose method is not known.
+    pub fn unresolved(&self, pod: &str) -> u64 {
+        let labels = [("pod", pod), ("verdict", "unresolved")];
+        self.sum("pendguard_calls_total", &labels).unwrap_or(0)
+    }
+
+    /// All unparsed, by reason, without the zeros.
+    pub fn unparsed(&self) -> BTreeMap<String, u64> {
+        self.samples
+            .iter()
+            .filter(|sample| sample.metric == "pendguard_unparsed_total")
+            .filter_map(|sample| {
+                let reason = sample.labels.get("reason")?.to_owned();
+                let n = self.sum("pendguard_unparsed_total", &[("reason", &reason)])?;
+                (n > 0).then_some((reason, n))
+            })
+            .collect()
+    }
+}
+
+/// A pod as Numaflow describes it to its containers.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its name.
+    pub name: String,
+    env: BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// A replica of a MonoVertex, in namespace `test`. Pod names are unique within this process.
+    pub fn mono_vertex(workload: &str, replica: &str) -> Self {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!(
+            "{workload}-mv-{replica}-{:x}{serial:03x}",
+            std::process::id() & 0xfff
+        );
+        let object = serde_json::json!({
+            "metadata": {"name": workload, "namespace": "test"},
+            "spec": {"source": {"udsource": {"container": {"image": "source:1"}}}, "sink": {"log": {}}},
+        });
+        let env = [
+            ("NUMAFLOW_NAMESPACE", "test"),
+            ("NUMAFLOW_POD", &name),
+            ("NUMAFLOW_REPLICA", replica),
+            ("NUMAFLOW_MONO_VERTEX_NAME", workload),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self {
+            name: name.clone(),
+            env: BTreeMap::from(env),
+        }
+        .with_object(&object)
+    }
+
+    fn with_object(mut self, object: &Value) -> Self {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(object.to_string());
+        self.env.insert("NUMAFLOW_MONO_VERTEX_OBJECT".into(), text);
+        self
+    }
+
+    /// With another value of a variable, or without it.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: Option<&str>) -> Self {
+        match value {
+            Some(value) => self.env.insert(name.into(), value.into()),
+            None => self.env.remove(name),
+        };
+        self
+    }
+
+    /// The environment of the container `numa`.
+    pub fn numa(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.env.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// The environment of the container `udsource`.
+    pub fn udsource(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.numa()
+            .filter(|(name, _)| !name.ends_with("_OBJECT"))
+            .chain([("NUMAFLOW_UD_CONTAINER_TYPE", "udsource")])
+    }
+}

@@ -1,0 +1,231 @@
+//! The README's first command: three replicas of a MonoVertex whose source is built on Numaflow's SDK, each asked for its
+//! pending count by a data plane's client, and Pendguard beside them, counting.
+//!
+//! At the end the agent's counts stand beside what the sources' handlers counted; a difference is a failure.
+
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use pendguard_tests::agent::{Agent, Pod, Scrape};
+use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
+use pendguard_tests::protocol::Stats;
+use tempfile::TempDir;
+
+const REPLICAS: u32 = 3;
+/// Messages a second that each replica reads and acknowledges meanwhile.
+const RATE: u64 = 200;
+/// How often the table is drawn; without a terminal a line is printed every [`LINES`] times.
+const DRAW: Duration = Duration::from_millis(500);
+const LINES: u32 = 20;
+
+/// Three replicas of a real Numaflow source, and Pendguard counting who asks them what is pending.
+#[derive(Parser)]
+struct Arguments {
+    /// How long it goes on
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// How often each replica asks, in milliseconds (Numaflow: every 3000 or 5000)
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    every: u64,
+}
+
+struct Replica {
+    number: u32,
+    pod: Pod,
+    source: Source,
+    client: Client,
+    _directory: TempDir,
+}
+
+impl Replica {
+    async fn start(number: u32) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let pod = Pod::mono_vertex("orders", &number.to_string());
+        let mut source = SourceOptions::new(directory.path().join("source.sock"));
+        for (name, value) in pod.udsource() {
+            source = source.env(name, value);
+        }
+        let source = Source::start(&source).await?;
+        let mut options = ClientOptions::default();
+        for (name, value) in pod.numa() {
+            options = options.env(name, value);
+        }
+        let client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
+        Ok(Self {
+            number,
+            pod,
+            source,
+            client,
+            _directory: directory,
+        })
+    }
+
+    /// The verdict that the policy gives this replica.
+    fn verdict(&self) -> &'static str {
+        if self.number == 0 {
+            "admitted"
+        } else {
+            "would_reject"
+        }
+    }
+
+    fn counted(&self, scrape: &Scrape) -> u64 {
+        scrape.pending(&self.pod.name, self.verdict())
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match demo(&Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo(arguments: &Arguments) -> Result<()> {
+    println!("Starting Pendguard in audit mode (loading its BPF programs) …");
+    let agent = Agent::start(&[])
+        .await
+        .context("the agent (it needs root)")?;
+    println!("Starting {REPLICAS} replicas of MonoVertex orders, with a source on Numaflow's SDK each …");
+    let mut replicas = Vec::new();
+    for number in 0..REPLICAS {
+        let mut replica = Replica::start(number).await?;
+        replica.client.background_on(RATE).await?;
+        replica
+            .client
+            .every(Duration::from_millis(arguments.every))
+            .await?;
+        replicas.push(replica);
+    }
+    println!(
+        "Each reads and acknowledges {RATE} messages/s and asks PendingFn every {} ms, on one connection.\n",
+        arguments.every
+    );
+    watch(arguments, &agent, &mut replicas).await?;
+    let mut intact = true;
+    let mut messages = Vec::new();
+    for replica in &mut replicas {
+        replica.client.every_off().await?;
+        let report = replica.client.background_off().await?;
+        intact &= report.intact && report.errors.is_empty();
+        messages.push(report.messages);
+    }
+    let scrape = agent.scrape().await?;
+    let mut agree = true;
+    let mut table = new_table(&[
+        "replica",
+        "verdict",
+        "messages read",
+        "source's handler counted",
+        "Pendguard counted",
+        "difference",
+    ]);
+    let mut useless = 0;
+    for (replica, messages) in replicas.iter_mut().zip(messages) {
+        let handled = replica.source.stats().await?.pending;
+        let counted = replica.counted(&scrape);
+        agree &= handled == counted;
+        if replica.number != 0 {
+            useless += counted;
+        }
+        table.add_row([
+            replica.number.to_string(),
+            replica.verdict().to_owned(),
+            messages.to_string(),
+            handled.to_string(),
+            counted.to_string(),
+            counted.abs_diff(handled).to_string(),
+        ]);
+    }
+    println!("{table}\n");
+    println!(
+        "{useless} calls of replicas other than 0 reached the source in {} s: enforcement would have spared it those.",
+        arguments.seconds
+    );
+    agent.stop().await?;
+    ensure!(agree, "the agent's counts and the sources' differ");
+    ensure!(intact, "the replicas' messages were not read intact");
+    println!("The counts agree, and every message arrived intact.");
+    Ok(())
+}
+
+/// Shows the table until the time is over.
+async fn watch(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
+    let terminal = std::io::stdout().is_terminal();
+    let bar = if terminal {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
+    bar.set_style(ProgressStyle::with_template("{msg}")?);
+    let length = Duration::from_secs(arguments.seconds);
+    let start = Instant::now();
+    let mut tick = tokio::time::interval(DRAW);
+    let mut draws = 0;
+    while start.elapsed() < length {
+        tick.tick().await;
+        let scrape = agent.scrape().await?;
+        let mut rows = Vec::new();
+        for replica in replicas.iter_mut() {
+            let stats = replica.source.stats().await?;
+            rows.push(row(replica, &scrape, &stats));
+        }
+        let left = length.saturating_sub(start.elapsed()).as_secs();
+        if terminal {
+            let mut table = new_table(&[
+                "replica",
+                "pod",
+                "verdict",
+                "Pending calls",
+                "messages read",
+                "connections",
+            ]);
+            table.add_rows(rows);
+            bar.set_message(format!("{table}\n{left} s left"));
+        } else if draws % LINES == 0 {
+            let line: Vec<_> = rows
+                .iter()
+                .map(|row| format!("replica {}: {} {}", row[0], row[3], row[2]))
+                .collect();
+            println!("{left:>4} s left: {}", line.join(", "));
+        }
+        draws += 1;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn row(replica: &Replica, scrape: &Scrape, stats: &Stats) -> [String; 6] {
+    let connections = scrape.sum("pendguard_connections", &[("state", "synced")]);
+    [
+        replica.number.to_string(),
+        replica.pod.name.clone(),
+        replica.verdict().to_owned(),
+        replica.counted(scrape).to_string(),
+        stats.acked.to_string(),
+        format!("{} on the node", connections.unwrap_or(0)),
+    ]
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        if i >= 2 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}

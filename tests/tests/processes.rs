@@ -1,0 +1,203 @@
+//! Which processes are watched: from their first instruction to their end, and no others.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::raw::{self, Raw};
+use serde_json::json;
+use tokio::process::Child;
+
+/// A process that connects, calls and ends as fast as it can.
+fn once(pod: &Pod, calls: u32) -> Result<Child> {
+    Ok(raw::command(pod.numa())
+        .args(["once", "writev", &calls.to_string()])
+        .stdin(Stdio::null())
+        .spawn()?)
+}
+
+/// A replica's first call counts, and so do all calls of one that is gone before the agent could look at it.
+#[tokio::test]
+async fn the_first_call_of_a_new_replica_counts() -> Result<()> {
+    const PROCESSES: u64 = 40;
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("newborn", "1");
+    for _ in 0..PROCESSES / 4 {
+        let mut children = (0..4).map(|_| once(&pod, 3)).collect::<Result<Vec<_>>>()?;
+        for child in &mut children {
+            ensure!(child.wait().await?.success());
+        }
+    }
+    agent
+        .until("all calls of processes that are gone", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 3 * PROCESSES
+        })
+        .await?;
+    let scrape = agent.scrape().await?;
+    ensure!(scrape.sum("pendguard_events_lost_total", &[]) == Some(0), "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Who is watched, told from the environment; and what a watched call of it counts as.
+#[tokio::test]
+async fn identities() -> Result<()> {
+    let object = |source: serde_json::Value| {
+        let text = json!({"spec": {"source": source, "sink": {"log": {}}}}).to_string();
+        base64::engine::general_purpose::STANDARD.encode(text)
+    };
+    let pipeline = |pod: Pod, object: &str| {
+        pod.set("NUMAFLOW_MONO_VERTEX_NAME", None)
+            .set("NUMAFLOW_MONO_VERTEX_OBJECT", None)
+            .set("NUMAFLOW_PIPELINE_NAME", Some("pl"))
+            .set("NUMAFLOW_VERTEX_NAME", Some("in"))
+            .set("NUMAFLOW_VERTEX_OBJECT", Some(object))
+    };
+    let udsource = object(json!({"udsource": {"container": {"image": "x"}}}));
+    let generator = object(json!({"generator": {"rpu": 5}}));
+    let no_source = object(json!(null));
+    let plain = |replica| Pod::mono_vertex("who", replica);
+    // (what, pod, replica label and verdict if it is watched)
+    let cases = [
+        ("replica 0", plain("0"), Some(("0", "admitted"))),
+        ("replica 12", plain("12"), Some(("12", "would_reject"))),
+        ("no number", plain("x").set("NUMAFLOW_REPLICA", Some("abc")), Some(("unknown", "admitted"))),
+        ("no replica", plain("y").set("NUMAFLOW_REPLICA", None), Some(("unknown", "admitted"))),
+        ("no object", plain("3").set("NUMAFLOW_MONO_VERTEX_OBJECT", None), Some(("3", "would_reject"))),
+        ("a pipeline's source", pipeline(plain("4"), &udsource), Some(("4", "would_reject"))),
+        ("a pipeline's built-in source", pipeline(plain("5"), &generator), None),
+        ("a pipeline's other vertex", pipeline(plain("6"), &no_source), None),
+        ("a MonoVertex's built-in source", plain("7").set("NUMAFLOW_MONO_VERTEX_OBJECT", Some(&generator)), None),
+        ("the user's container", plain("8").set("NUMAFLOW_UD_CONTAINER_TYPE", Some("udsource")), None),
+        ("no Numaflow", plain("9").set("NUMAFLOW_MONO_VERTEX_NAME", None).set("NUMAFLOW_NAMESPACE", None).set("NUMAFLOW_POD", None), None),
+    ];
+    let agent = Agent::start(&[]).await?;
+    for (what, pod, expected) in cases {
+        let mut raw = Raw::start(pod.numa()).await?;
+        let fd = raw.connection("unix").await?;
+        raw.run(&format!("call {fd} writev 1")).await?;
+        let name = pod.name.clone();
+        match expected {
+            Some((replica, verdict)) => {
+                let labels = [("pod", name.as_str()), ("replica", replica), ("verdict", verdict), ("method", pendguard_tests::agent::PENDING)];
+                agent
+                    .until(what, |scrape| scrape.sum("pendguard_calls_total", &labels) == Some(1))
+                    .await?;
+            }
+            None => {
+                // Until the agent has decided, the process is a candidate. Another process that began later shows
+                // that it has.
+                let marker = Pod::mono_vertex("marker", "1");
+                let later = Raw::start(marker.numa()).await?;
+                let scrape = agent
+                    .until(what, |scrape| scrape.sum("pendguard_calls_total", &[("pod", &marker.name)]).is_some())
+                    .await?;
+                ensure!(scrape.sum("pendguard_calls_total", &[("pod", &name)]).is_none(), "{what}: {scrape:?}");
+                later.end().await?;
+            }
+        }
+        raw.end().await?;
+    }
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Forks without a program of their own, programs begun in the same process, and the end.
+#[tokio::test]
+async fn families() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("family", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let calls = |n| {
+        let name = pod.name.clone();
+        move |scrape: &pendguard_tests::agent::Scrape| scrape.pending(&name, "would_reject") == n
+    };
+    for _ in 0..10 {
+        raw.run("fork write 5").await?;
+    }
+    agent.until("calls of forked children", calls(50)).await?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} sendmsg 1")).await?;
+    raw.exec().await?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} sendmsg 1")).await?;
+    agent.until("calls before and after exec", calls(52)).await?;
+    let replicas = [("namespace", "test"), ("mode", "audit")];
+    agent
+        .until("one replica", |scrape| scrape.sum("pendguard_replicas", &replicas) == Some(1))
+        .await?;
+    raw.end().await?;
+    let scrape = agent
+        .until("no replica", |scrape| scrape.sum("pendguard_replicas", &replicas).unwrap_or(0) == 0)
+        .await?;
+    // It is shown for a while, with all its calls.
+    ensure!(scrape.pending(&pod.name, "would_reject") == 52, "{scrape:?}");
+    ensure!(scrape.sum("pendguard_connections", &[("state", "synced")]) == Some(0), "{scrape:?}");
+    ensure!(scrape.sum("pendguard_events_lost_total", &[]) == Some(0), "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// A large node: 250 pods among 2,000 processes, there before the agent.
+#[tokio::test]
+async fn a_large_node() -> Result<()> {
+    const PODS: usize = 250;
+    const PROCESSES: usize = 2000;
+    let mut pods = Vec::new();
+    let mut processes = Vec::new();
+    for i in 0..PROCESSES {
+        let mut command = tokio::process::Command::new("sleep");
+        command.arg("600").kill_on_drop(true);
+        if i % (PROCESSES / PODS) == 0 {
+            let pod = Pod::mono_vertex("large", &(i / (PROCESSES / PODS)).to_string());
+            command.envs(pod.numa());
+            pods.push(pod);
+        }
+        processes.push(command.spawn()?);
+    }
+    let agent = Agent::start(&[]).await?;
+    // Ready means that all were found.
+    let scrape = agent.scrape().await?;
+    ensure!(
+        scrape.sum("pendguard_replicas", &[("namespace", "test")]) == Some(PODS as u64),
+        "{:?}",
+        scrape.sum("pendguard_replicas", &[])
+    );
+    let status = agent.status().await?;
+    ensure!(status["replicas"].as_array().is_some_and(|all| all.len() == PODS));
+    for _ in 0..20 {
+        agent.scrape().await?;
+    }
+    let resident = agent.resident()?;
+    println!("agent: {:.1} MiB resident with {PODS} pods and {PROCESSES} processes", resident as f64 / f64::from(1 << 20));
+    ensure!(resident <= 20 << 20, "{resident} bytes resident");
+    // Nobody asks and nobody calls: it does next to nothing.
+    let pid = agent.pid().context("it ended")?;
+    let (cpu, start) = (cpu(pid)?, Instant::now());
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let share = (self::cpu(pid)? - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
+    println!("agent: {:.2} % of a CPU while nothing happens", 100.0 * share);
+    ensure!(share < 0.01, "{share} of a CPU while nothing happens");
+    drop(processes);
+    agent
+        .until("all gone", |scrape| scrape.sum("pendguard_replicas", &[]).unwrap_or(0) == 0)
+        .await?;
+    agent.stop().await?;
+    Ok(())
+}
+
+/// CPU time that a process has used.
+fn cpu(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .context("stat")?
+        .split_whitespace()
+        .collect();
+    // utime and stime are fields 14 and 15; the state, field 3, is the first here.
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second()))
+}
