@@ -58,7 +58,7 @@ pub enum Command {
 /// Flags of `pendguard run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// What to do where no rule of the configuration says otherwise [default: audit]
+    /// The mode where no rule says otherwise; this version refuses enforce [default: audit]
     #[arg(long, value_enum, value_name = "MODE", env = "PENDGUARD_MODE")]
     pub mode: Option<Mode>,
 

@@ -97,16 +97,23 @@ pub async fn serve(
 ) -> Result<(), ServeError> {
     info!(metrics = %bound.metrics_address, "serving");
     let stop = CancellationToken::new();
+    // However this ends, what the servers have spawned ends too.
+    let _end = stop.clone().drop_guard();
     let handle = Handle::new(Arc::clone(&engine));
     let metrics = http::serve(bound.metrics, handle.clone(), stop.clone());
     let api = api::server::serve(bound.api, handle, About::now(), stop.clone());
-    let mut servers = std::pin::pin!(async { tokio::join!(metrics, api).1 });
+    let metrics = async {
+        metrics.await;
+        Ok(())
+    };
+    // The first failure ends both.
+    let mut servers = std::pin::pin!(async { tokio::try_join!(metrics, api).map(drop) });
     let early = tokio::select! {
         result = &mut servers => Some(result),
         () = shutdown => None,
     };
     let result = match early {
-        // A server that ends by itself has failed; the other one is dropped with it.
+        // Neither ends by itself but by failing.
         Some(result) => result,
         None => {
             stop.cancel();
@@ -148,5 +155,90 @@ impl Shutdown {
             _ = self.interrupt.recv() => "SIGINT",
         };
         info!(signal = name, "stopping");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::api::client;
+    use crate::engine::fake::{self, Fake};
+    use crate::model::Mode;
+    use crate::policy::Policy;
+    use crate::settings::DEFAULT_METHOD;
+
+    fn settings(directory: &Path) -> Settings {
+        Settings {
+            policy: Policy::new(Mode::Audit),
+            methods: vec![DEFAULT_METHOD.to_owned()],
+            metrics_listen: "127.0.0.1:0".parse().unwrap(),
+            api_socket: directory.join("api.sock"),
+            config: None,
+        }
+    }
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn it_serves_until_told_to_stop_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = settings(directory.path());
+        let bound = Bound::new(&settings).await.unwrap();
+        let address = bound.metrics_address;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let engine = Fake::new(fake::three());
+        let alive = Arc::downgrade(&engine);
+        let served = tokio::spawn(serve(engine, bound, async {
+            let _ = stopped.await;
+        }));
+        assert!(
+            get(address, "/metrics")
+                .await
+                .contains("pendguard_calls_total{")
+        );
+        let report = client::fetch(&settings.api_socket).await.unwrap();
+        assert_eq!(report.status.pid, std::process::id());
+        // Connected, and never saying anything: it must not hold up the end.
+        let _silent = TcpStream::connect(address).await.unwrap();
+        stop.send(()).unwrap();
+        tokio::time::timeout(DRAIN + Duration::from_secs(5), served)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        assert!(!settings.api_socket.exists());
+        assert!(TcpStream::connect(address).await.is_err());
+        // The engine is given back, so the tap is detached with it.
+        assert_eq!(alive.strong_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_second_agent_is_refused_and_a_failed_one_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut settings = settings(directory.path());
+        let first = Bound::new(&settings).await.unwrap();
+        let second = Bound::new(&settings).await.err().unwrap().to_string();
+        assert!(
+            second.contains(&format!("pid {}", std::process::id())),
+            "{second}"
+        );
+        settings.metrics_listen = first.metrics_address;
+        settings.api_socket = directory.path().join("other.sock");
+        let port = Bound::new(&settings).await.err().unwrap().to_string();
+        assert!(port.contains(&first.metrics_address.to_string()), "{port}");
+        assert!(!settings.api_socket.exists());
     }
 }

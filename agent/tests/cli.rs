@@ -1,0 +1,241 @@
+//! The binary as a script sees it: exit statuses, and what is named where something is wrong. None of these reaches the
+//! tap, so none needs a privilege.
+
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+fn pendguard(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pendguard"));
+    command.args(arguments);
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("PENDGUARD_") || name_text == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn run(command: &mut Command) -> Ran {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    Ran {
+        status: status.code().unwrap(),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["run", "--help"],
+        &["status", "--help"],
+        &["doctor", "-h"],
+    ] {
+        let ran = run(&mut pendguard(arguments));
+        assert_eq!(ran.status, 0, "{arguments:?}: {}", ran.err);
+        assert!(ran.out.contains("pendguard"), "{arguments:?}: {}", ran.out);
+        assert_eq!(ran.err, "");
+    }
+    let help = run(&mut pendguard(&["run", "--help"])).out;
+    for text in [
+        "--mode",
+        "PENDGUARD_MODE",
+        "127.0.0.1:9470",
+        "/run/pendguard/api.sock",
+        "[default: audit]",
+    ] {
+        assert!(help.contains(text), "{text}: {help}");
+    }
+    // What comes later isn't promised.
+    for text in ["fentry", "kube", "--lease", "--pin-dir"] {
+        assert!(!help.contains(text), "{text}: {help}");
+    }
+}
+
+#[test]
+fn bad_flags_are_64_and_named() {
+    for (arguments, named) in [
+        (&[][..], "Usage"),
+        (&["top"], "top"),
+        (&["run", "--nothing"], "--nothing"),
+        (&["run", "--mode", "loud"], "--mode"),
+        (&["run", "--mode", "enforce"], "--mode enforce"),
+        (&["run", "--tap", "fentry"], "--tap fentry"),
+        (&["run", "--discover", "kube"], "--discover kube"),
+        (
+            &["run", "--metrics-listen", "localhost:1"],
+            "--metrics-listen",
+        ),
+        (
+            &["run", "--config", "/nonexistent.toml"],
+            "/nonexistent.toml",
+        ),
+        (&["status", "--api-socket", ""], "--api-socket"),
+    ] {
+        let ran = run(&mut pendguard(arguments));
+        assert_eq!(ran.status, 64, "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(named), "{arguments:?}: {}", ran.err);
+        assert_eq!(ran.out, "");
+    }
+}
+
+#[test]
+fn bad_variables_are_64_and_named() {
+    for (name, value, named) in [
+        (
+            "PENDGUARD_MODE",
+            "loud",
+            "environment variable PENDGUARD_MODE",
+        ),
+        ("PENDGUARD_MODE", "", "environment variable PENDGUARD_MODE"),
+        ("PENDGUARD_MODE", "enforce", "PENDGUARD_MODE=enforce"),
+        ("PENDGUARD_TAP", "fentry", "PENDGUARD_TAP=fentry"),
+        ("PENDGUARD_DISCOVER", "kube", "PENDGUARD_DISCOVER=kube"),
+        (
+            "PENDGUARD_METRICS_LISTEN",
+            "9470",
+            "environment variable PENDGUARD_METRICS_LISTEN",
+        ),
+        (
+            "PENDGUARD_API_SOCKET",
+            "",
+            "environment variable PENDGUARD_API_SOCKET",
+        ),
+        ("PENDGUARD_CONFIG", "/nonexistent.toml", "/nonexistent.toml"),
+        (
+            "PENDGUARD_LOG_FORMAT",
+            "xml",
+            "environment variable PENDGUARD_LOG_FORMAT",
+        ),
+        ("RUST_LOG", "pendguard=loud", "RUST_LOG"),
+    ] {
+        let ran = run(pendguard(&["run"]).env(name, value));
+        assert_eq!(ran.status, 64, "{name}={value}: {}", ran.err);
+        assert!(ran.err.contains(named), "{name}={value}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let ran = run(
+        pendguard(&["run", "--mode", "audit", "--metrics-listen", &address])
+            .env("PENDGUARD_MODE", "enforce")
+            .env("PENDGUARD_API_SOCKET", &socket),
+    );
+    // Not 64: it went on, to the port that is in use.
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    assert!(ran.err.contains(&address), "{}", ran.err);
+    assert!(ran.err.contains("--metrics-listen"), "{}", ran.err);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn mistakes_in_the_file_are_64_with_line_and_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("p.toml");
+    let config = path.to_str().unwrap();
+    std::fs::write(
+        &path,
+        "mode = \"audit\"\nmoed = \"off\"\nmethods = [\"x\"]\n",
+    )
+    .unwrap();
+    let ran = run(&mut pendguard(&["run", "--config", config]));
+    assert_eq!(ran.status, 64);
+    for named in [
+        format!("pendguard: {config}:2: moed: "),
+        format!("pendguard: {config}:3: methods[0]: "),
+    ] {
+        assert!(ran.err.contains(&named), "{}", ran.err);
+    }
+    std::fs::write(&path, "\nmode = \"enforce\"\n").unwrap();
+    let ran = run(&mut pendguard(&["run", "--config", config]));
+    assert_eq!(ran.status, 64);
+    assert!(
+        ran.err.contains(&format!("{config}:2: mode: ")),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let ran = run(
+        pendguard(&["run", "--log-format", "json", "--metrics-listen", &address])
+            .arg("--api-socket")
+            .arg(&socket)
+            .env("PENDGUARD_MOED", "off"),
+    );
+    assert_eq!(ran.status, 1);
+    let lines: Vec<serde_json::Value> = ran
+        .err
+        .lines()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    assert_eq!(lines[0]["message"], "pendguard starts");
+    assert_eq!(lines[0]["mode"], "audit");
+    assert!(
+        lines[1]["message"]
+            .as_str()
+            .unwrap()
+            .contains("PENDGUARD_MOED")
+    );
+    assert_eq!(lines.last().unwrap()["level"], "ERROR");
+}
+
+#[test]
+fn without_an_agent_status_is_1_and_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    for json in [&[][..], &["--json"]] {
+        let ran = run(pendguard(&["status"])
+            .args(json)
+            .arg("--api-socket")
+            .arg(&socket));
+        assert_eq!((ran.status, &*ran.out), (1, ""));
+        assert!(ran.err.contains(socket.to_str().unwrap()), "{}", ran.err);
+        assert!(ran.err.contains("pendguard run"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn doctor_answers_everywhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("api.sock");
+    let json = run(pendguard(&["doctor", "--json", "--api-socket"]).arg(&socket));
+    let report: serde_json::Value = serde_json::from_str(&json.out).expect(&json.out);
+    // This version has no enforcement, so never 0.
+    assert!([1, 2].contains(&json.status), "{}", json.out);
+    assert_eq!(report["exit_status"], json.status);
+    assert_eq!(report["enforcement"]["outcome"], "not_supported");
+    assert_eq!(report["agent"]["running"], false);
+    let people = run(pendguard(&["doctor", "--api-socket"]).arg(&socket));
+    assert_eq!(people.status, json.status);
+    assert!(
+        people
+            .out
+            .contains("enforcement  not supported: not in this version"),
+        "{}",
+        people.out
+    );
+}
