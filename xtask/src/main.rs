@@ -49,13 +49,22 @@ enum Verb {
     /// Three replicas of a real Numaflow source, and Pendguard counting who asks them what is pending (needs root)
     Demo {
         /// `--seconds N` (60), `--every MS` (1000)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "OPTION"
+        )]
         arguments: Vec<String>,
     },
     /// Measure what the agent costs (needs root)
     Bench {
         /// `tap [--quick] [--json]`
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "WHAT", required = true)]
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "WHAT",
+            required = true
+        )]
         arguments: Vec<String>,
     },
     /// Run every check that CI runs (needs root)

@@ -221,7 +221,7 @@ fn row(replica: &Replica, scrape: &Scrape, stats: &Stats) -> [String; 6] {
 
 fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
         if i >= 2 {
             column.set_cell_alignment(CellAlignment::Right);
