@@ -134,6 +134,7 @@ fn frames_that_no_client_sends() {
         (3, 0, 4),       // RST_STREAM on the connection
         (3, 1, 5),
         (4, 1, 0), // SETTINGS on a stream
+        (4, 0, 3),
         (4, 0, 7),
         (5, 1, 8), // PUSH_PROMISE
         (5, 0, 8),
@@ -406,14 +407,17 @@ fn paths_in_odd_places() {
     // The empty path, and an empty name.
     assert_eq!(c.request(5, b"\x04\x00"), OTHER);
     assert_eq!(c.request(7, b"\x40\x00\x00\x04\x80"), OTHER);
+    // The name as a value, in both spellings.
+    assert_eq!(c.request(9, b"\x04\x05:path"), OTHER);
+    assert_eq!(c.request(11, b"\x04\x84\xb9\x58\xd3\x3f"), OTHER);
     // Trailers say nothing, whatever is in them.
     let before = c.found.len();
-    assert_eq!(c.frame(HEADERS, END_HEADERS, 7, LITERAL), End::Keep);
+    assert_eq!(c.frame(HEADERS, END_HEADERS, 11, LITERAL), End::Keep);
     assert_eq!(c.frame(HEADERS, END_HEADERS, 1, LITERAL), End::Keep);
     assert_eq!(c.found.len(), before);
     // But they insert.
-    assert_eq!(c.frame(HEADERS, END_HEADERS, 7, INDEXING), End::Keep);
-    assert_eq!(c.request(9, b"\xbe"), PENDING);
+    assert_eq!(c.frame(HEADERS, END_HEADERS, 11, INDEXING), End::Keep);
+    assert_eq!(c.request(13, b"\xbe"), PENDING);
 }
 
 /// The reserved bit of the stream number is ignored; joining is stricter.

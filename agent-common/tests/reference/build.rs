@@ -340,7 +340,7 @@ impl Builder {
         match choices.below(8) {
             0..4 => watched,
             4 => near(choices, watched),
-            5 => b"/".to_vec(),
+            5 => choices.one(&[&b"/"[..], b":path", b""]).to_vec(),
             6 => choices.some_octets(40),
             _ => {
                 let n = choices.below(400);
