@@ -14,7 +14,7 @@ use super::llvm;
 use super::packages::{Package, Probe};
 use super::step::{Job, Step};
 use crate::process;
-use crate::rustup::{self, nightly};
+use crate::rustup::{self, NIGHTLY, nightly};
 use crate::workspace::Workspace;
 
 /// What the programs are compiled for.
@@ -38,13 +38,14 @@ enum Way {
 #[derive(Debug)]
 pub struct BpfCompiler {
     way: Way,
+    /// Of Rust, such as `1.96.0`.
     version: String,
     llvm_major: u32,
 }
 
 impl BpfCompiler {
     fn parse(way: Way, verbose_version: &str) -> Option<Self> {
-        let version = verbose_version.lines().next()?.to_owned();
+        let version = process::field(verbose_version, "release")?.to_owned();
         let llvm = process::field(verbose_version, "LLVM version")?;
         let llvm_major = llvm.split('.').next()?.parse().ok()?;
         Some(Self {
@@ -146,10 +147,14 @@ impl BpfCompiler {
 impl fmt::Display for BpfCompiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let way = match self.way {
-            Way::Nightly => "rustup's nightly, building core from rust-src",
+            Way::Nightly => "rustup's nightly, with core from rust-src",
             Way::Debian => "Debian's, with core for BPF ready-made",
         };
-        write!(f, "{} ({way}), LLVM {}", self.version, self.llvm_major)
+        write!(
+            f,
+            "rustc {} ({way}), LLVM {}",
+            self.version, self.llvm_major
+        )
     }
 }
 
@@ -172,9 +177,10 @@ impl FindBpfCompiler<'_> {
                     return Ok(compiler);
                 }
                 Some(compiler) => obstacles.push(format!(
-                    "  {name}: its LLVM is {major}, and bpf-linker needs the development files of LLVM {major}, which \
-                     this machine does not have",
-                    major = compiler.llvm_major
+                    "  {name}: bpf-linker must be built against its LLVM, {major}, whose development files (llvm-config and \
+                     headers) are not there; if they are in an unusual place, set {variable} to their prefix",
+                    major = compiler.llvm_major,
+                    variable = llvm::prefix_variable(compiler.llvm_major)
                 )),
             }
         }
@@ -205,24 +211,30 @@ impl Step for FindBpfCompiler<'_> {
                 apt.install(job, &DEBIAN_PACKAGES)?;
             }
         }
-        if self.choose().is_err() {
-            job.say("installing a nightly toolchain with rust-src");
-            job.run(Command::new("rustup").args([
-                "toolchain",
-                "install",
-                "nightly",
-                "--profile",
-                "minimal",
-                "--component",
-                "rust-src",
-            ]))
-            .context("a nightly toolchain is the other way to a BPF compiler")?;
+        // A compiler that is there and lacks only its LLVM would not be helped by another one.
+        if BpfCompiler::nightly().is_none() && BpfCompiler::debian().is_none() {
+            job.run(&mut add_rust_src(job))
+                .context("a nightly toolchain is the other way to a BPF compiler")?;
         }
         if let Err(obstacles) = self.choose() {
             bail!("no usable Rust compiler for BPF:\n{obstacles}");
         }
         Ok(())
     }
+}
+
+/// Gives rustup's nightly the sources of `core`; a nightly that is there stays the one it is.
+fn add_rust_src(job: &Job<'_>) -> Command {
+    let mut command = Command::new("rustup");
+    if rustup::has_nightly() {
+        job.say("adding rust-src to the nightly toolchain");
+        command.args(["component", "add", "rust-src", "--toolchain", NIGHTLY]);
+    } else {
+        job.say("installing a nightly toolchain with rust-src");
+        command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal"]);
+        command.args(["--component", "rust-src"]);
+    }
+    command
 }
 
 #[cfg(test)]
@@ -234,6 +246,6 @@ mod tests {
         let text = "rustc 1.96.0 (ac68faa20 2026-05-25)\nrelease: 1.96.0\nLLVM version: 22.1.8";
         let compiler = BpfCompiler::parse(Way::Debian, text).expect("it parses");
         assert_eq!(compiler.llvm_major(), 22);
-        assert_eq!(compiler.version, "rustc 1.96.0 (ac68faa20 2026-05-25)");
+        assert_eq!(compiler.version, "1.96.0");
     }
 }

@@ -29,16 +29,11 @@ pub fn prefix_variable(major: u32) -> String {
 
 /// Whether there is an LLVM of this version, or Debian has one.
 pub fn obtainable(major: u32, apt: Option<&Apt>) -> bool {
-    find(major).is_some()
-        || apt.is_some_and(|apt| {
-            debian_packages(major)
-                .iter()
-                .all(|package| apt.offers(package))
-        })
+    find(major).is_some() || apt.is_some_and(|apt| apt.offers(&debian_package(major)))
 }
 
-fn debian_packages(major: u32) -> [String; 2] {
-    [format!("llvm-{major}-dev"), format!("libpolly-{major}-dev")]
+fn debian_package(major: u32) -> String {
+    format!("llvm-{major}-dev")
 }
 
 fn debian_prefix(major: u32) -> PathBuf {
@@ -86,22 +81,7 @@ impl Step for FindLlvm<'_> {
     }
 
     fn find(&self) -> Result<Option<Llvm>> {
-        let Some(llvm) = find(self.llvm_major) else {
-            return Ok(None);
-        };
-        // Debian's llvm-config names a library of the second package, which the first does not depend on.
-        if let Some(apt) = self.apt
-            && llvm.prefix == debian_prefix(self.llvm_major)
-        {
-            let packages = debian_packages(self.llvm_major);
-            if !apt
-                .missing(&packages.each_ref().map(String::as_str))?
-                .is_empty()
-            {
-                return Ok(None);
-            }
-        }
-        Ok(Some(llvm))
+        Ok(find(self.llvm_major))
     }
 
     fn plan(&self) -> String {
@@ -110,14 +90,9 @@ impl Step for FindLlvm<'_> {
 
     fn perform(&self, job: &Job<'_>) -> Result<()> {
         if let Some(apt) = self.apt {
-            let packages = debian_packages(self.llvm_major);
-            return apt.install(job, &packages.each_ref().map(String::as_str));
+            return apt.install(job, &[&debian_package(self.llvm_major)]);
         }
-        bail!(
-            "the BPF compiler uses LLVM {major}, so bpf-linker must be built against LLVM {major}: please install its \
-             development files (llvm-config and headers); if they are in an unusual place, set {variable} to their prefix",
-            major = self.llvm_major,
-            variable = prefix_variable(self.llvm_major)
-        );
+        // The choice of the compiler has seen to it that this is not the usual way to learn of it.
+        bail!("LLVM {}'s development files are not there", self.llvm_major);
     }
 }

@@ -65,18 +65,7 @@ impl<'a> Setup<'a> {
     /// What `cargo xtask build` needs.
     pub fn for_build(&self) -> Result<BpfToolchain> {
         let (workspace, apt) = (self.workspace, self.apt.as_ref());
-        let mut progress = Progress::start("setup", 4);
-        let libraries = Packages {
-            name: "build libraries",
-            wanted: vec![
-                Package::new("g++", Probe::Program("c++")),
-                Package::new("libxml2-dev", Probe::Header("libxml2/libxml/xmlversion.h")),
-                Package::new("libzstd-dev", Probe::Header("zstd.h")),
-                Package::new("zlib1g-dev", Probe::Header("zlib.h")),
-            ],
-            apt,
-        };
-        ensure(workspace, &mut progress, &libraries)?;
+        let mut progress = Progress::start("setup", 3);
         let compiler = ensure(workspace, &mut progress, &FindBpfCompiler { apt })?;
         let llvm_major = compiler.llvm_major();
         let llvm = ensure(workspace, &mut progress, &FindLlvm { llvm_major, apt })?;

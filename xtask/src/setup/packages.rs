@@ -13,8 +13,6 @@ use crate::process;
 pub enum Probe {
     /// A program of this name can be started.
     Program(&'static str),
-    /// The C compiler finds this header.
-    Header(&'static str),
     /// This file or directory exists.
     Path(&'static str),
     /// Python can import this module.
@@ -25,15 +23,6 @@ impl Probe {
     fn found(&self) -> bool {
         match self {
             Self::Program(name) => process::probe(Command::new(name).arg("--version")).is_some(),
-            Self::Header(header) => process::probe(Command::new("cc").args([
-                "-fsyntax-only",
-                "-include",
-                header,
-                "-x",
-                "c",
-                "/dev/null",
-            ]))
-            .is_some(),
             Self::Path(path) => Path::new(path).exists(),
             Self::PythonModule(module) => {
                 process::probe(Command::new("python3").args(["-c", &format!("import {module}")]))
@@ -45,7 +34,6 @@ impl Probe {
     fn describe(&self) -> String {
         match self {
             Self::Program(name) => format!("the program {name}"),
-            Self::Header(header) => format!("the C header {header}"),
             Self::Path(path) => format!("the path {path}"),
             Self::PythonModule(module) => format!("the Python module {module}"),
         }
@@ -103,7 +91,12 @@ impl Step for Packages<'_> {
     fn plan(&self) -> String {
         let missing = self.missing().unwrap_or_default();
         let names: Vec<_> = missing.iter().map(|p| p.debian).collect();
-        format!("installing {}", names.join(" "))
+        let verb = if self.apt.is_some() {
+            "installing"
+        } else {
+            "missing:"
+        };
+        format!("{verb} {}", names.join(" "))
     }
 
     fn perform(&self, job: &Job<'_>) -> Result<()> {

@@ -95,6 +95,7 @@ fn privileged_tests(workspace: &Workspace, fast: bool, counts: &mut Counts) -> R
     let mut command = workspace.cargo_static("test");
     command
         .args(["--package", "pendguard-tests"])
+        .env("PENDGUARD_BIN", workspace.target("release/pendguard"))
         .env("PENDGUARD_TEST_SCALE", if fast { "fast" } else { "full" });
     run_tests(&mut command, &["--test-threads=1"], counts)
 }
