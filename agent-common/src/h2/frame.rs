@@ -4,6 +4,8 @@ use super::walk::{Fault, Source};
 
 /// Octets of a frame header.
 pub const HEAD: u32 = 9;
+/// Octets of payload that a frame may have where no SETTINGS say otherwise (RFC 9113 §4.2).
+pub const DEFAULT_MAX_SIZE: u32 = 16_384;
 /// The client connection preface (RFC 9113 §3.4).
 pub const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -103,8 +105,9 @@ impl Head {
             WINDOW_UPDATE => (true, self.len == 4, 0),
             // RFC 9113 §8.4: a client can't push.
             PUSH_PROMISE => (false, false, 0),
-            // RFC 9113 §5.5: unknown types are ignored.
-            _ => (true, !strict, 0xff),
+            // RFC 9113 §5.5: unknown types are ignored. One that is larger than any frame may be unless the peer
+            // asked for it (§4.2) is rather no frame header at all: passing it would swallow megabytes.
+            _ => (true, !strict && self.len <= DEFAULT_MAX_SIZE, 0xff),
         };
         if !place || !length {
             return Err(Fault::Frame);

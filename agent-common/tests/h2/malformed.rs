@@ -142,10 +142,22 @@ fn frames_that_no_client_sends() {
         (6, 0, 7),
         (7, 1, 8), // GOAWAY on a stream
         (7, 0, 7),
-        (8, 0, 5), // WINDOW_UPDATE
+        (8, 0, 5),         // WINDOW_UPDATE
+        (0x20, 0, 16_385), // an unknown type, larger than any frame unless the server asks for it
     ] {
         loses(&frames(&[(kind, 0, stream, &vec![0; len])]), Fault::Frame);
     }
+}
+
+/// RFC 9113 §5.5: types that nobody defined are ignored.
+#[test]
+fn frames_of_unknown_types_are_passed() {
+    let mut c = Connection::new();
+    for kind in 10..=0xff {
+        assert_eq!(c.frame(kind, 0xff, kind % 2, &[1; 40]), End::Keep);
+    }
+    assert_eq!(c.frame(0x20, 0, 0, &[1; 16_384]), End::Keep);
+    assert_eq!(c.request(1, LITERAL), PENDING);
 }
 
 #[test]

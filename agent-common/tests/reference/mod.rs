@@ -277,7 +277,9 @@ impl Frame {
             kind::PING => connection && self.len == 8,
             kind::GOAWAY => connection && self.len >= 8,
             kind::WINDOW_UPDATE => self.len == 4,
-            _ => true,
+            kind::CONTINUATION => true,
+            // The tracker takes a larger one of unknown type for no frame.
+            _ => self.len <= 16_384,
         };
         if legal { Ok(()) } else { Err(Fault::Frame) }
     }
