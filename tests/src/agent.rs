@@ -235,7 +235,11 @@ pub struct Scrape {
 impl std::fmt::Debug for Scrape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for sample in &self.samples {
-            writeln!(f, "{} {:?} {:?}", sample.metric, sample.labels, sample.value)?;
+            writeln!(
+                f,
+                "{} {:?} {:?}",
+                sample.metric, sample.labels, sample.value
+            )?;
         }
         Ok(())
     }

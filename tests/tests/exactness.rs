@@ -52,7 +52,11 @@ impl Replica {
         let client = Client::start(kind, &source.unix(), &options).await?;
         Ok(Self {
             pod,
-            verdict: if number == 0 { "admitted" } else { "would_reject" },
+            verdict: if number == 0 {
+                "admitted"
+            } else {
+                "would_reject"
+            },
             source,
             client,
             _directory: directory,
@@ -166,13 +170,16 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
     let rows: Vec<_> = done
         .iter()
         .enumerate()
-        .map(|(i, (r, handled))| {
-            row(&r.client, "before", i, *handled, &scrape, &r.pod, r.verdict)
-        })
+        .map(|(i, (r, handled))| row(&r.client, "before", i, *handled, &scrape, &r.pod, r.verdict))
         .collect();
     write(&format!("{kind}-before"), &rows)?;
     for r in &rows {
-        ensure!(r.handled == calls(), "replica {}: {} handled", r.replica, r.handled);
+        ensure!(
+            r.handled == calls(),
+            "replica {}: {} handled",
+            r.replica,
+            r.handled
+        );
         ensure!(
             r.counted == r.handled && r.unresolved == 0,
             "replica {}: counted {} of {}, {} unresolved\n{scrape:?}",
@@ -188,7 +195,10 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
         ensure!(all == Some(calls()), "{}: {all:?} in all", replica.pod.name);
     }
     ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
-    ensure!(scrape.sum("pendguard_events_lost_total", &[]) == Some(0), "{scrape:?}");
+    ensure!(
+        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
+        "{scrape:?}"
+    );
     agent.stop().await?;
     Ok(())
 }

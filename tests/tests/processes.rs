@@ -36,7 +36,10 @@ async fn the_first_call_of_a_new_replica_counts() -> Result<()> {
         })
         .await?;
     let scrape = agent.scrape().await?;
-    ensure!(scrape.sum("pendguard_events_lost_total", &[]) == Some(0), "{scrape:?}");
+    ensure!(
+        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
+        "{scrape:?}"
+    );
     agent.stop().await?;
     Ok(())
 }
@@ -63,15 +66,54 @@ async fn identities() -> Result<()> {
     let cases = [
         ("replica 0", plain("0"), Some(("0", "admitted"))),
         ("replica 12", plain("12"), Some(("12", "would_reject"))),
-        ("no number", plain("x").set("NUMAFLOW_REPLICA", Some("abc")), Some(("unknown", "admitted"))),
-        ("no replica", plain("y").set("NUMAFLOW_REPLICA", None), Some(("unknown", "admitted"))),
-        ("no object", plain("3").set("NUMAFLOW_MONO_VERTEX_OBJECT", None), Some(("3", "would_reject"))),
-        ("a pipeline's source", pipeline(plain("4"), &udsource), Some(("4", "would_reject"))),
-        ("a pipeline's built-in source", pipeline(plain("5"), &generator), None),
-        ("a pipeline's other vertex", pipeline(plain("6"), &no_source), None),
-        ("a MonoVertex's built-in source", plain("7").set("NUMAFLOW_MONO_VERTEX_OBJECT", Some(&generator)), None),
-        ("the user's container", plain("8").set("NUMAFLOW_UD_CONTAINER_TYPE", Some("udsource")), None),
-        ("no Numaflow", plain("9").set("NUMAFLOW_MONO_VERTEX_NAME", None).set("NUMAFLOW_NAMESPACE", None).set("NUMAFLOW_POD", None), None),
+        (
+            "no number",
+            plain("x").set("NUMAFLOW_REPLICA", Some("abc")),
+            Some(("unknown", "admitted")),
+        ),
+        (
+            "no replica",
+            plain("y").set("NUMAFLOW_REPLICA", None),
+            Some(("unknown", "admitted")),
+        ),
+        (
+            "no object",
+            plain("3").set("NUMAFLOW_MONO_VERTEX_OBJECT", None),
+            Some(("3", "would_reject")),
+        ),
+        (
+            "a pipeline's source",
+            pipeline(plain("4"), &udsource),
+            Some(("4", "would_reject")),
+        ),
+        (
+            "a pipeline's built-in source",
+            pipeline(plain("5"), &generator),
+            None,
+        ),
+        (
+            "a pipeline's other vertex",
+            pipeline(plain("6"), &no_source),
+            None,
+        ),
+        (
+            "a MonoVertex's built-in source",
+            plain("7").set("NUMAFLOW_MONO_VERTEX_OBJECT", Some(&generator)),
+            None,
+        ),
+        (
+            "the user's container",
+            plain("8").set("NUMAFLOW_UD_CONTAINER_TYPE", Some("udsource")),
+            None,
+        ),
+        (
+            "no Numaflow",
+            plain("9")
+                .set("NUMAFLOW_MONO_VERTEX_NAME", None)
+                .set("NUMAFLOW_NAMESPACE", None)
+                .set("NUMAFLOW_POD", None),
+            None,
+        ),
     ];
     let agent = Agent::start(&[]).await?;
     for (what, pod, expected) in cases {
@@ -81,9 +123,16 @@ async fn identities() -> Result<()> {
         let name = pod.name.clone();
         match expected {
             Some((replica, verdict)) => {
-                let labels = [("pod", name.as_str()), ("replica", replica), ("verdict", verdict), ("method", pendguard_tests::agent::PENDING)];
+                let labels = [
+                    ("pod", name.as_str()),
+                    ("replica", replica),
+                    ("verdict", verdict),
+                    ("method", pendguard_tests::agent::PENDING),
+                ];
                 agent
-                    .until(what, |scrape| scrape.sum("pendguard_calls_total", &labels) == Some(1))
+                    .until(what, |scrape| {
+                        scrape.sum("pendguard_calls_total", &labels) == Some(1)
+                    })
                     .await?;
             }
             None => {
@@ -92,9 +141,18 @@ async fn identities() -> Result<()> {
                 let marker = Pod::mono_vertex("marker", "1");
                 let later = Raw::start(marker.numa()).await?;
                 let scrape = agent
-                    .until(what, |scrape| scrape.sum("pendguard_calls_total", &[("pod", &marker.name)]).is_some())
+                    .until(what, |scrape| {
+                        scrape
+                            .sum("pendguard_calls_total", &[("pod", &marker.name)])
+                            .is_some()
+                    })
                     .await?;
-                ensure!(scrape.sum("pendguard_calls_total", &[("pod", &name)]).is_none(), "{what}: {scrape:?}");
+                ensure!(
+                    scrape
+                        .sum("pendguard_calls_total", &[("pod", &name)])
+                        .is_none(),
+                    "{what}: {scrape:?}"
+                );
                 later.end().await?;
             }
         }
@@ -123,19 +181,34 @@ async fn families() -> Result<()> {
     raw.exec().await?;
     let fd = raw.connection("unix").await?;
     raw.run(&format!("call {fd} sendmsg 1")).await?;
-    agent.until("calls before and after exec", calls(52)).await?;
+    agent
+        .until("calls before and after exec", calls(52))
+        .await?;
     let replicas = [("namespace", "test"), ("mode", "audit")];
     agent
-        .until("one replica", |scrape| scrape.sum("pendguard_replicas", &replicas) == Some(1))
+        .until("one replica", |scrape| {
+            scrape.sum("pendguard_replicas", &replicas) == Some(1)
+        })
         .await?;
     raw.end().await?;
     let scrape = agent
-        .until("no replica", |scrape| scrape.sum("pendguard_replicas", &replicas).unwrap_or(0) == 0)
+        .until("no replica", |scrape| {
+            scrape.sum("pendguard_replicas", &replicas).unwrap_or(0) == 0
+        })
         .await?;
     // It is shown for a while, with all its calls.
-    ensure!(scrape.pending(&pod.name, "would_reject") == 52, "{scrape:?}");
-    ensure!(scrape.sum("pendguard_connections", &[("state", "synced")]) == Some(0), "{scrape:?}");
-    ensure!(scrape.sum("pendguard_events_lost_total", &[]) == Some(0), "{scrape:?}");
+    ensure!(
+        scrape.pending(&pod.name, "would_reject") == 52,
+        "{scrape:?}"
+    );
+    ensure!(
+        scrape.sum("pendguard_connections", &[("state", "synced")]) == Some(0),
+        "{scrape:?}"
+    );
+    ensure!(
+        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
+        "{scrape:?}"
+    );
     agent.stop().await?;
     Ok(())
 }
@@ -166,23 +239,35 @@ async fn a_large_node() -> Result<()> {
         scrape.sum("pendguard_replicas", &[])
     );
     let status = agent.status().await?;
-    ensure!(status["replicas"].as_array().is_some_and(|all| all.len() == PODS));
+    ensure!(
+        status["replicas"]
+            .as_array()
+            .is_some_and(|all| all.len() == PODS)
+    );
     for _ in 0..20 {
         agent.scrape().await?;
     }
     let resident = agent.resident()?;
-    println!("agent: {:.1} MiB resident with {PODS} pods and {PROCESSES} processes", resident as f64 / f64::from(1 << 20));
+    println!(
+        "agent: {:.1} MiB resident with {PODS} pods and {PROCESSES} processes",
+        resident as f64 / f64::from(1 << 20)
+    );
     ensure!(resident <= 20 << 20, "{resident} bytes resident");
     // Nobody asks and nobody calls: it does next to nothing.
     let pid = agent.pid().context("it ended")?;
     let (cpu, start) = (cpu(pid)?, Instant::now());
     tokio::time::sleep(Duration::from_secs(5)).await;
     let share = (self::cpu(pid)? - cpu).as_secs_f64() / start.elapsed().as_secs_f64();
-    println!("agent: {:.2} % of a CPU while nothing happens", 100.0 * share);
+    println!(
+        "agent: {:.2} % of a CPU while nothing happens",
+        100.0 * share
+    );
     ensure!(share < 0.01, "{share} of a CPU while nothing happens");
     drop(processes);
     agent
-        .until("all gone", |scrape| scrape.sum("pendguard_replicas", &[]).unwrap_or(0) == 0)
+        .until("all gone", |scrape| {
+            scrape.sum("pendguard_replicas", &[]).unwrap_or(0) == 0
+        })
         .await?;
     agent.stop().await?;
     Ok(())
@@ -199,5 +284,7 @@ fn cpu(pid: u32) -> Result<Duration> {
         .collect();
     // utime and stime are fields 14 and 15; the state, field 3, is the first here.
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second()))
+    Ok(Duration::from_millis(
+        1000 * ticks / rustix::param::clock_ticks_per_second(),
+    ))
 }

@@ -1,7 +1,7 @@
 //! What the tap costs, by the kernel's own accounting (`kernel.bpf_stats_enabled`) and by the clock with and without it.
 //!
 //! Costs of programs are means over many sends of one kind, made by a process of their own. The accounting itself reads the
-//! clock twice a run, and that is in the figures. Ratios compare rounds of one run, with and without the agent in turn.
+//! clock twice a run, and that is in the figures: the kind `Refused` shows how much it is. Ratios compare rounds of one run, with and without the agent in turn.
 
 #![forbid(unsafe_code)]
 
@@ -43,10 +43,7 @@ enum What {
     },
     /// A sender, started by `tap`
     #[command(hide = true)]
-    Send {
-        kind: Kind,
-        count: u32,
-    },
+    Send { kind: Kind, count: u32 },
 }
 
 /// What is sent.
@@ -61,6 +58,9 @@ enum Kind {
     Bulk,
     /// Eight bytes that are no HTTP/2.
     Other,
+    /// A write that the kernel refuses: the program leaves with its first instructions. What it takes is the
+    /// accounting and the call of a program.
+    Refused,
     /// One byte to /dev/null.
     Null,
     /// `getppid`, which no program is attached to.
@@ -147,6 +147,15 @@ fn send(kind: Kind, count: u32) -> Result<()> {
             }
             start.elapsed()
         }
+        Kind::Refused => {
+            // Open for reading only.
+            let mut refused = std::fs::File::open("/dev/null")?;
+            let start = Instant::now();
+            for _ in 0..count {
+                std::hint::black_box(refused.write(&[0]).is_err());
+            }
+            start.elapsed()
+        }
         _ => send_on_socket(kind, count)?,
     };
     println!("{}", elapsed.as_nanos());
@@ -210,9 +219,11 @@ impl Drop for Accounting {
 async fn account(agent: &Agent) -> Result<(u64, u64)> {
     let status = agent.status().await?;
     let programs = status["programs"].as_array().context("no programs")?;
-    let taps = programs
-        .iter()
-        .filter(|program| program["name"].as_str().is_some_and(|n| n.starts_with("tap_")));
+    let taps = programs.iter().filter(|program| {
+        program["name"]
+            .as_str()
+            .is_some_and(|n| n.starts_with("tap_"))
+    });
     Ok(taps.fold((0, 0), |(runs, ns), program| {
         let number = |name: &str| program[name].as_u64().unwrap_or(0);
         (runs + number("runs"), ns + number("run_nanoseconds"))
@@ -255,7 +266,11 @@ async fn watched(agent: &Agent, pid: u32) -> Result<()> {
     loop {
         let status = agent.status().await?;
         let mut replicas = status["replicas"].as_array().into_iter().flatten();
-        if replicas.any(|r| r["pids"].as_array().is_some_and(|p| p.contains(&Value::from(pid)))) {
+        if replicas.any(|r| {
+            r["pids"]
+                .as_array()
+                .is_some_and(|p| p.contains(&Value::from(pid)))
+        }) {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "process {pid} is not watched");
@@ -328,7 +343,12 @@ fn tap(quick: bool, json: bool) -> Result<()> {
     }
     println!("Linux {}\n{table}", report.kernel);
     let mut table = Table::new();
-    table.set_header(["system call of an unwatched process", "with the tap / without", "range", "ns without"]);
+    table.set_header([
+        "system call of an unwatched process",
+        "with the tap / without",
+        "range",
+        "ns without",
+    ]);
     for tax in &report.taxes {
         table.add_row([
             format!("{:?}", tax.kind),
@@ -344,7 +364,7 @@ fn tap(quick: bool, json: bool) -> Result<()> {
 async fn measure(count: u32) -> Result<Report> {
     let kinds = [Kind::Pending, Kind::Read, Kind::Bulk, Kind::Other];
     let taxed = [Kind::Null, Kind::Unhooked];
-    let bar = ProgressBar::new((kinds.len() + 1 + 2 * taxed.len() * ROUNDS) as u64);
+    let bar = ProgressBar::new((kinds.len() + 2 + 2 * taxed.len() * ROUNDS) as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
     let mut costs = Vec::new();
     {
@@ -352,13 +372,19 @@ async fn measure(count: u32) -> Result<Report> {
         let agent = Agent::start(&[]).await?;
         for kind in kinds {
             bar.set_message(format!("{kind:?}, watched"));
-            let count = if kind == Kind::Bulk { count / 10 } else { count };
+            let count = if kind == Kind::Bulk {
+                count / 10
+            } else {
+                count
+            };
             costs.push(cost(&agent, kind, true, count).await?);
             bar.inc(1);
         }
-        bar.set_message("unwatched");
-        costs.push(cost(&agent, Kind::Pending, false, count).await?);
-        bar.inc(1);
+        for kind in [Kind::Pending, Kind::Refused] {
+            bar.set_message(format!("{kind:?}, unwatched"));
+            costs.push(cost(&agent, kind, false, count).await?);
+            bar.inc(1);
+        }
         agent.stop().await?;
     }
     let mut rounds = vec![Vec::new(); taxed.len()];
@@ -378,9 +404,15 @@ async fn measure(count: u32) -> Result<Report> {
         agent.stop().await?;
     }
     bar.finish_and_clear();
-    let taxes = taxed.into_iter().zip(rounds).map(|(kind, rounds)| tax(kind, &rounds));
+    let taxes = taxed
+        .into_iter()
+        .zip(rounds)
+        .map(|(kind, rounds)| tax(kind, &rounds));
     Ok(Report {
-        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
         costs,
         taxes: taxes.collect(),
     })

@@ -98,7 +98,9 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     let agent = Agent::start(&[])
         .await
         .context("the agent (it needs root)")?;
-    println!("Starting {REPLICAS} replicas of MonoVertex orders, with a source on Numaflow's SDK each …");
+    println!(
+        "Starting {REPLICAS} replicas of MonoVertex orders, with a source on Numaflow's SDK each …"
+    );
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
         let mut replica = Replica::start(number).await?;

@@ -1,0 +1,243 @@
+//! The agent itself: how it begins, what it leaves behind, and what it says when it can't work.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use pendguard_tests::agent::{Agent, Pod, WAIT_LIMIT, binary, free_address};
+use pendguard_tests::raw::Raw;
+use tokio::process::Command;
+
+/// Programs of Pendguard's that the kernel has loaded. Names are cut to 15 characters.
+fn loaded() -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for program in aya::programs::loaded_programs() {
+        let Ok(program) = program else { continue };
+        if let Some(name) = program.name_as_str()
+            && ["tap_", "fd_", "proc_"].iter().any(|p| name.starts_with(p))
+        {
+            names.insert(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The kernel takes programs away a moment after the last descriptor is closed.
+async fn until_unloaded() -> Result<()> {
+    let deadline = Instant::now() + WAIT_LIMIT;
+    while !loaded()?.is_empty() {
+        ensure!(Instant::now() < deadline, "still loaded: {:?}", loaded()?);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+fn mounts() -> Result<String> {
+    Ok(std::fs::read_to_string("/proc/self/mountinfo")?)
+}
+
+#[tokio::test]
+async fn nothing_is_left_behind() -> Result<()> {
+    let before = mounts()?;
+    let agent = Agent::start(&[]).await?;
+    ensure!(loaded()?.len() == 13, "{:?}", loaded()?);
+    ensure!(mounts()? == before, "a mount that others see");
+    let socket = agent.socket();
+    ensure!(socket.exists());
+    let log = agent.stop().await?;
+    ensure!(!socket.exists(), "the socket is still there");
+    ensure!(
+        log.last().is_some_and(|line| line.contains("stopped")),
+        "{log:?}"
+    );
+    until_unloaded().await?;
+    // Nor when it is killed.
+    let agent = Agent::start(&[]).await?;
+    drop(agent);
+    until_unloaded().await?;
+    ensure!(mounts()? == before);
+    Ok(())
+}
+
+/// Where neither tracefs nor bpffs is mounted, and where tracefs is: both are a node's normal state.
+#[tokio::test]
+async fn with_and_without_tracefs() -> Result<()> {
+    for script in [
+        "umount /sys/kernel/tracing /sys/kernel/debug 2>/dev/null; exec \"$@\"",
+        "mount -t tracefs tracefs /sys/kernel/tracing; exec \"$@\"",
+    ] {
+        let address = free_address()?.to_string();
+        let directory = tempfile::tempdir()?;
+        let socket = directory.path().join("api.sock");
+        let mut child = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .arg(binary()?)
+            .args(["run", "--metrics-listen", &address, "--api-socket"])
+            .arg(&socket)
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let deadline = Instant::now() + WAIT_LIMIT;
+        loop {
+            ensure!(child.try_wait()?.is_none(), "{script}: it ended");
+            let status = Command::new(binary()?)
+                .args(["status", "--json", "--api-socket"])
+                .arg(&socket)
+                .output()
+                .await?;
+            if status.status.success() {
+                let status: serde_json::Value = serde_json::from_slice(&status.stdout)?;
+                let programs = status["programs"].as_array().context("no programs")?;
+                ensure!(programs.len() == 11, "{programs:?}");
+                ensure!(
+                    programs.iter().all(|p| p["attached"] == true),
+                    "{programs:?}"
+                );
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{script}: no answer");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        child.kill().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_agent_is_refused() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pid = agent.pid().context("it ended")?;
+    let socket = agent.socket();
+    let socket = socket.to_str().context("a path")?;
+    let address = free_address()?.to_string();
+    let output = Command::new(binary()?)
+        .args(["run", "--metrics-listen", &address, "--api-socket", socket])
+        .output()
+        .await?;
+    let log = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(1),
+        "{:?}: {log}",
+        output.status
+    );
+    ensure!(
+        log.contains(&pid.to_string()) && log.contains(socket),
+        "{log}"
+    );
+    // The first one goes on.
+    ensure!(agent.get("/readyz").await?.0 == 200);
+    agent.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let directory = tempfile::tempdir()?;
+    let output = Command::new(binary()?)
+        .args(["run", "--metrics-listen", &address, "--api-socket"])
+        .arg(directory.path().join("api.sock"))
+        .output()
+        .await?;
+    let log = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(1),
+        "{:?}: {log}",
+        output.status
+    );
+    ensure!(
+        log.contains(&address) && log.contains("--metrics-listen"),
+        "{log}"
+    );
+    ensure!(
+        loaded()?.is_empty(),
+        "attached before it could be asked: {:?}",
+        loaded()?
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_privilege_it_says_what_is_missing() -> Result<()> {
+    // The binary where `nobody` can reach it.
+    let directory = tempfile::Builder::new()
+        .prefix("pendguard")
+        .tempdir_in("/tmp")?;
+    let path = directory.path().join("pendguard");
+    std::fs::copy(binary()?, &path)?;
+    std::fs::set_permissions(
+        directory.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )?;
+    let address = free_address()?.to_string();
+    let output = Command::new(&path)
+        .args(["run", "--metrics-listen", &address, "--api-socket"])
+        .arg(directory.path().join("api.sock"))
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .await?;
+    let log = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(1),
+        "{:?}: {log}",
+        output.status
+    );
+    ensure!(log.contains("CAP_"), "{log}");
+    Ok(())
+}
+
+/// A call is no log line, whoever makes it; what `status` and `/metrics` say of it is asserted too.
+#[tokio::test]
+async fn calls_are_quiet_and_shown() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let mut pods = Vec::new();
+    for replica in ["0", "1"] {
+        let pod = Pod::mono_vertex("quiet", replica);
+        let mut raw = Raw::start(pod.numa()).await?;
+        let fd = raw.connection("unix").await?;
+        for i in 0..50 {
+            raw.run(&format!("call {fd} writev {}", 2 * i + 1)).await?;
+        }
+        pods.push((pod, raw));
+    }
+    agent
+        .until("both replicas", |scrape| {
+            scrape.pending(&pods[0].0.name, "admitted") == 50
+                && scrape.pending(&pods[1].0.name, "would_reject") == 50
+        })
+        .await?;
+    let status = agent.status().await?;
+    for (pod, _) in &pods {
+        let replicas = status["replicas"].as_array().context("no replicas")?;
+        let replica = replicas
+            .iter()
+            .find(|r| r["pod"] == pod.name.as_str())
+            .with_context(|| format!("{} in {status}", pod.name))?;
+        ensure!(replica["calls"][0]["count"] == 50, "{replica}");
+        ensure!(
+            replica["workload"] == "quiet" && replica["namespace"] == "test",
+            "{replica}"
+        );
+    }
+    let table = agent.command(&["status"]).await?;
+    let table = String::from_utf8(table.stdout)?;
+    ensure!(
+        table.contains("test/quiet") && table.contains("WOULD_REJECT"),
+        "{table}"
+    );
+    ensure!(
+        table.lines().all(|line| line.chars().count() <= 100),
+        "{table}"
+    );
+    let log = agent.stop().await?;
+    let about = |pod: &Pod| log.iter().filter(|line| line.contains(&pod.name)).count();
+    for (pod, raw) in pods {
+        // That it was found is one line; its 50 calls are none.
+        ensure!(about(&pod) == 1, "{log:#?}");
+        raw.end().await?;
+    }
+    Ok(())
+}
