@@ -157,12 +157,13 @@ fn render(report: &Report, out: &mut String) -> fmt::Result {
         line(check.outcome, check.id, &check.detail, &check.consequence)?;
     }
     for program in report.programs.iter().flatten() {
-        let detail = match (&*program.detail, program.verified_instructions) {
-            ("", Some(count)) => format!("{}, {count} instructions verified", program.hook),
-            ("", None) => program.hook.clone(),
-            (reason, _) => format!("{}: {reason}", program.hook),
+        let verified = match program.verified_instructions {
+            Some(count) => format!("{count} instructions verified"),
+            None => String::new(),
         };
-        line(program.outcome, program.name, &detail, "")?;
+        let parts = [&*program.hook, &*program.detail, &*verified];
+        let detail: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        line(program.outcome, program.name, &detail.join(": "), "")?;
     }
     let agent = if report.agent.running {
         "running"

@@ -320,17 +320,33 @@ fn tracefs(facts: &Facts) -> Check {
 }
 
 fn tracepoints(facts: &Facts) -> Check {
-    let found = facts.missing_tracepoints.clone().map(|missing| {
-        if missing.is_empty() {
-            return (true, "all are there".to_owned());
+    let missing = facts.missing_tracepoints.as_deref().unwrap_or_default();
+    let found = facts.missing_tracepoints.as_ref().map_err(Clone::clone);
+    let found = found.map(|missing| {
+        let places: Vec<&str> = missing.iter().map(|one| &*one.place).collect();
+        match places[..] {
+            [] => (true, "all are there".to_owned()),
+            _ => (
+                !missing.iter().any(|one| one.required),
+                format!("missing: {}", places.join(", ")),
+            ),
         }
-        (false, format!("missing: {}", missing.join(", ")))
     });
-    required(
+    let check = required(
         "tracepoints",
         found,
         "The tap hangs on the tracepoints of the send system calls (CONFIG_FTRACE_SYSCALLS) and of processes.",
-    )
+    );
+    if check.outcome != Outcome::Supported || missing.is_empty() {
+        return check;
+    }
+    // It works, but not as well.
+    let mut lost: Vec<&str> = missing.iter().map(|one| one.without).collect();
+    lost.dedup();
+    Check {
+        consequence: format!("Without them: {}.", lost.join("; ")),
+        ..check
+    }
 }
 
 fn perf_event_paranoid(facts: &Facts) -> Check {
@@ -431,6 +447,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::host::facts::Missing;
 
     fn good() -> Facts {
         Facts {
@@ -453,14 +470,21 @@ mod tests {
         }
     }
 
+    fn missing(required: bool) -> Missing {
+        Missing {
+            place: "syscalls/sys_exit_writev".to_owned(),
+            without: "calls are not seen",
+            required,
+        }
+    }
+
     fn outcome(facts: &Facts, id: &str) -> Outcome {
         let checks = all(facts, None);
         let check = checks.iter().find(|check| check.id == id).expect(id);
         // A problem says what follows.
         if check.needed_for == Need::Audit {
-            assert_eq!(
-                check.outcome == Outcome::Supported,
-                check.consequence.is_empty(),
+            assert!(
+                check.outcome == Outcome::Supported || !check.consequence.is_empty(),
                 "{check:?}"
             );
         }
@@ -539,7 +563,7 @@ mod tests {
                 f.capabilities = Ok(1 << CAP_BPF);
             }),
             ("tracepoints", NotSupported, |f| {
-                f.missing_tracepoints = Ok(vec!["syscalls/sys_exit_write"])
+                f.missing_tracepoints = Ok(vec![missing(true)])
             }),
             ("tracepoints", Inconclusive, |f| {
                 f.missing_tracepoints = Err("closed".to_owned())
@@ -554,6 +578,16 @@ mod tests {
             assert_eq!(outcome(&facts, id), expected, "{id} {facts:?}");
             assert!(audit_of(&facts) >= expected, "{id}");
         }
+    }
+
+    #[test]
+    fn a_tracepoint_that_can_be_done_without_is_told() {
+        let mut facts = good();
+        facts.missing_tracepoints = Ok(vec![missing(false)]);
+        let check = tracepoints(&facts);
+        assert_eq!(check.outcome, Outcome::Supported);
+        assert_eq!(check.detail, "missing: syscalls/sys_exit_writev");
+        assert_eq!(check.consequence, "Without them: calls are not seen.");
     }
 
     #[test]

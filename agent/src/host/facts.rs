@@ -5,19 +5,21 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::tap::hooks::HOOKS;
+
 /// Something that was read, or why it could not be.
 pub type Known<T> = Result<T, String>;
 
-/// Tracepoints that the tap hangs on: the send system calls, and the life of processes.
-pub const TRACEPOINTS: &[&str] = &[
-    "syscalls/sys_exit_write",
-    "syscalls/sys_exit_writev",
-    "syscalls/sys_exit_sendto",
-    "syscalls/sys_exit_sendmsg",
-    "sched/sched_process_fork",
-    "sched/sched_process_exec",
-    "sched/sched_process_exit",
-];
+/// A tracepoint that one of the tap's programs belongs on and that this kernel doesn't have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its place, `category/name`.
+    pub place: String,
+    /// What isn't seen without it.
+    pub without: &'static str,
+    /// The tap can't do its work without it.
+    pub required: bool,
+}
 
 /// Where tracefs belongs. The directory is there if the kernel can trace at all, mounted or not.
 pub const TRACEFS: &str = "/sys/kernel/tracing";
@@ -41,8 +43,8 @@ pub struct Facts {
     pub tracing: bool,
     /// Where tracefs is mounted.
     pub tracefs: Known<Option<PathBuf>>,
-    /// Which of [`TRACEPOINTS`] are missing; an error where tracefs isn't mounted or can't be read.
-    pub missing_tracepoints: Known<Vec<&'static str>>,
+    /// Which of the tap's tracepoints are missing; an error where tracefs isn't mounted or can't be read.
+    pub missing_tracepoints: Known<Vec<Missing>>,
     /// The lockdown in force (`none`, `integrity`, `confidentiality`); `None` if the kernel has no lockdown.
     pub lockdown: Known<Option<String>>,
     /// `kernel.perf_event_paranoid`.
@@ -156,15 +158,23 @@ impl Tree<'_> {
             .ok_or_else(|| format!("{path}: {} names no namespace", link.display()))
     }
 
-    fn missing_tracepoints(&self, tracefs: &Known<Option<PathBuf>>) -> Known<Vec<&'static str>> {
+    fn missing_tracepoints(&self, tracefs: &Known<Option<PathBuf>>) -> Known<Vec<Missing>> {
         let Some(tracefs) = tracefs.clone()? else {
             return Err("tracefs is not mounted".to_owned());
         };
         let events = self.path(tracefs).join("events");
         // Below a directory that may not be entered, nothing exists: that would say the wrong thing.
         fs::read_dir(&events).map_err(|error| format!("{}: {error}", events.display()))?;
-        let missing = TRACEPOINTS.iter().copied().filter(|name| {
-            matches!(fs::metadata(events.join(name)), Err(e) if e.kind() == ErrorKind::NotFound)
+        let absent = |place: &String| {
+            let found = fs::metadata(events.join(place));
+            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        let missing = HOOKS.iter().filter_map(|hook| {
+            Some(hook.place()).filter(absent).map(|place| Missing {
+                place,
+                without: hook.without,
+                required: hook.required,
+            })
         });
         Ok(missing.collect())
     }
@@ -250,8 +260,12 @@ mod tests {
         symlink("pid:[4026531836]", root.join("proc/self/ns/pid")).unwrap();
         symlink("user:[4026531837]", root.join("proc/self/ns/user")).unwrap();
         write(root, "/sys/kernel/btf/vmlinux", "");
-        for name in TRACEPOINTS {
-            write(root, &format!("{TRACEFS}/events/{name}/id"), "1\n");
+        for hook in &HOOKS {
+            write(
+                root,
+                &format!("{TRACEFS}/events/{}/id", hook.place()),
+                "1\n",
+            );
         }
         write(
             root,
@@ -305,11 +319,14 @@ mod tests {
         let root = node.path();
         fs::remove_file(root.join("sys/kernel/btf/vmlinux")).unwrap();
         fs::remove_file(root.join("sys/kernel/security/lockdown")).unwrap();
-        fs::remove_dir_all(root.join("sys/kernel/tracing/events").join(TRACEPOINTS[1])).unwrap();
+        let writev = "syscalls/sys_exit_writev";
+        fs::remove_dir_all(root.join("sys/kernel/tracing/events").join(writev)).unwrap();
         let facts = Facts::below(root, None);
         assert_eq!(facts.btf, Ok(false));
         assert_eq!(facts.lockdown, Ok(None));
-        assert_eq!(facts.missing_tracepoints, Ok(vec![TRACEPOINTS[1]]));
+        let missing = facts.missing_tracepoints.unwrap();
+        assert_eq!(missing.len(), 1);
+        assert_eq!((&*missing[0].place, missing[0].required), (writev, true));
     }
 
     #[test]

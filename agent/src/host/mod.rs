@@ -75,7 +75,7 @@ pub struct ProbeResult {
 pub struct ProgramProbe {
     /// Its name in the object.
     pub name: &'static str,
-    /// What it would attach to.
+    /// What it would attach to; empty where another program continues in it.
     pub hook: String,
     /// Whether it loads.
     pub outcome: Outcome,
