@@ -2,7 +2,7 @@
 //!
 //! | module | programs | attach to |
 //! |---|---|---|
-//! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_walk` | exits of the send system calls |
+//! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_follow` `tap_open` | exits of the send system calls |
 //! | [`fds`] | `fd_close` `fd_close_range` `fd_dup2` `fd_dup3` | entries of what ends a descriptor |
 //! | [`procs`] | `proc_newtask` `proc_exec` `proc_exit` | births, programs and deaths of processes |
 //!
