@@ -8,6 +8,7 @@ pub mod commands;
 pub mod config;
 pub mod discovery;
 pub mod engine;
+pub mod errors;
 pub mod export;
 pub mod host;
 pub mod inventory;

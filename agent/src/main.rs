@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use pendguard::cli::{self, Command, EXIT_USAGE, RunArgs};
 use pendguard::settings::Settings;
-use pendguard::{commands, logging, run, tap, version};
+use pendguard::{commands, errors, logging, run, tap, version};
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
@@ -36,7 +36,7 @@ fn agent(arguments: &RunArgs) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            error!("{error:#}");
+            error!("{}", errors::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -143,6 +143,7 @@ fn a_flag_wins_over_its_variable() {
     assert_eq!(ran.status, 1, "{}", ran.err);
     assert!(ran.err.contains(&address), "{}", ran.err);
     assert!(ran.err.contains("--metrics-listen"), "{}", ran.err);
+    assert_eq!(ran.err.matches("in use").count(), 1, "{}", ran.err);
     assert!(!socket.exists());
 }
 

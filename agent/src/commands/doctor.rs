@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{block_on, clean, complain, print};
 use crate::api::client;
 use crate::cli::ReportArgs;
+use crate::errors::chain;
 use crate::host::facts::Facts;
 use crate::host::{Check, Need, Outcome, Probe, ProbeResult, ProgramProbe, checks};
 use crate::version;
@@ -96,7 +97,7 @@ fn agent(arguments: &ReportArgs) -> Agent {
         },
         Err(error) => Agent {
             running: false,
-            detail: format!("{error:#}"),
+            detail: chain(error.as_ref()),
         },
     }
 }

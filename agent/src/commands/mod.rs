@@ -13,6 +13,8 @@ use anyhow::Context as _;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 
+use crate::errors::chain;
+
 /// Runs what a verb has to wait for.
 fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -33,7 +35,7 @@ fn complain(error: &anyhow::Error) {
     let _ = writeln!(
         std::io::stderr(),
         "pendguard: {}",
-        clean(&format!("{error:#}"))
+        clean(&chain(error.as_ref()))
     );
 }
 
