@@ -36,8 +36,8 @@ pub struct ConnKey {
 /// A tracked connection.
 #[repr(C)]
 pub struct Tracked {
-    /// The target's generation when it was first seen: another program run by the same process has another.
-    pub generation: u64,
+    /// The target's epoch when it was first seen: another program run by the same process has another.
+    pub epoch: u64,
     /// Where the stream stands.
     pub conn: Conn,
 }
@@ -50,11 +50,16 @@ const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 8);
 pub struct Target {
     /// When this program began, in ns since boot: no two programs of one pid share it.
     pub generation: u64,
+    /// When the process last closed all its descriptors at once; its generation if it never did. Connections of another
+    /// epoch are gone.
+    pub epoch: u64,
     /// Index into the counter slots.
     pub slot: u32,
     /// One of [`verdict`]: what a watched call counts as.
     pub verdict: u32,
 }
+
+const _: () = assert!(size_of::<Target>() == 24);
 
 /// What a call counts as; an index into [`Slot::calls`].
 pub mod verdict {

@@ -54,9 +54,10 @@ pub fn fd_close_range(ctx: TracePointContext) -> u32 {
         }
         return 0;
     }
-    // SAFETY: `target` is a map value; the agent writes it only when it classifies the process.
+    // SAFETY: `target` is a map value. Where the agent classifies the process at that very moment, it may put the old
+    // epoch back; then a descriptor that is used again is misread until it fails to parse.
     unsafe {
-        (*target).generation = bpf_ktime_get_boot_ns();
+        (*target).epoch = bpf_ktime_get_boot_ns();
         if let Some(slot) = SLOTS.get_ptr_mut((*target).slot) {
             (*slot).synced = 0;
             (*slot).unsynced = 0;
@@ -94,7 +95,7 @@ fn forget(tgid: u32, target: *mut Target, fd: u32) {
     };
     // SAFETY: both are map values.
     unsafe {
-        if (*tracked).generation == (*target).generation {
+        if (*tracked).epoch == (*target).epoch {
             gauge((*target).slot, (*tracked).conn.status.get(), u64::MAX);
         }
     }

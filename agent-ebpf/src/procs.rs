@@ -100,6 +100,7 @@ fn watch(ctx: &TracePointContext, tgid: u32, kind: u32, parent: u32, verdict: u3
     let generation = unsafe { bpf_ktime_get_boot_ns() };
     let target = Target {
         generation,
+        epoch: generation,
         slot,
         verdict,
     };

@@ -79,7 +79,7 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
             tgid,
             fd: fd as u32,
         };
-        (*scratch).tracked.generation = (*target).generation;
+        (*scratch).tracked.epoch = (*target).epoch;
         (*scratch).slot.set((*target).slot);
         (*scratch).verdict.set((*target).verdict);
     }
@@ -140,7 +140,7 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
         None => return open(&ctx),
     };
     let c = &tracked.conn;
-    if tracked.generation != s.tracked.generation || c.status.get() != status::SYNCED {
+    if tracked.epoch != s.tracked.epoch || c.status.get() != status::SYNCED {
         return open(&ctx);
     }
     if s.begun.get() == NOT_BEGUN {
@@ -229,7 +229,7 @@ fn begin(s: &Scratch) -> bool {
     let c = &s.tracked.conn;
     match CONNECTIONS.get_ptr(s.key) {
         // SAFETY: it is a map value.
-        Some(tracked) if unsafe { (*tracked).generation } == s.tracked.generation => {
+        Some(tracked) if unsafe { (*tracked).epoch } == s.tracked.epoch => {
             // SAFETY: as above. All else of the state is set anew when a connection begins or is joined.
             c.status.set(unsafe { (*tracked).conn.status.get() });
             s.known.set(1);

@@ -150,31 +150,51 @@ impl State {
     /// A process runs a new program, or was forked from a watched one; the kernel made it a target.
     fn born(&mut self, event: ProcEvent) {
         let pid = event.tgid;
-        if self.inventory.slot(pid).is_some_and(|s| s != event.slot) {
-            self.bank(pid);
+        let left = if self.inventory.slot(pid).is_some_and(|s| s != event.slot) {
+            self.bank(pid)
+        } else {
+            None
+        };
+        let watched = self.decide(event);
+        // A program that runs another one of the same replica (a shell, say) is no news.
+        if watched != left {
+            if let Some(identity) = left {
+                log_gone(&identity);
+            }
+            if let Some(identity) = watched {
+                log_watched(&identity, pid);
+            }
         }
-        let current = self.tap.targets.get(&pid, 0).ok();
-        if current.is_none_or(|target| target.generation != event.generation) {
-            // Another event about the same pid is on its way, and will find its target.
-            self.abandon(event);
-            return;
-        }
+    }
+
+    /// Watches the process that `event` tells of, or doesn't. Returns the replica if this is its first process.
+    fn decide(&mut self, event: ProcEvent) -> Option<Identity> {
+        let pid = event.tgid;
+        let current = match self.tap.targets.get(&pid, 0) {
+            Ok(target) if target.generation == event.generation => target,
+            _ => {
+                // Another event about the same pid is on its way, and will find its target.
+                self.abandon(event);
+                return None;
+            }
+        };
         match self.see(pid) {
             Seen::Replica(identity, ruling) => {
                 let target = Target {
-                    generation: event.generation,
-                    slot: event.slot,
                     verdict: ruling.in_kernel(),
+                    ..current
                 };
-                self.watch(pid, identity, ruling, target, 0);
+                self.watch(pid, identity, ruling, target, 0)
             }
             Seen::Other => {
                 let _ = self.tap.targets.remove(&pid);
                 self.rest(event.slot);
+                None
             }
             Seen::Gone => {
                 let _ = self.tap.targets.remove(&pid);
                 self.abandon(event);
+                None
             }
         }
     }
@@ -220,7 +240,15 @@ impl State {
         }
     }
 
-    fn watch(&mut self, pid: u32, identity: Identity, ruling: Ruling, target: Target, flags: u64) {
+    /// Makes a process a target. Returns its replica if this is the first process of it.
+    fn watch(
+        &mut self,
+        pid: u32,
+        identity: Identity,
+        ruling: Ruling,
+        target: Target,
+        flags: u64,
+    ) -> Option<Identity> {
         let slot = target.slot;
         if let Err(e) = self.tap.targets.insert(pid, target, flags) {
             // It ran another program meanwhile: the kernel made it a candidate, and its event is on the way.
@@ -231,24 +259,11 @@ impl State {
                 ));
             }
             self.rest(slot);
-            return;
+            return None;
         }
-        let name = identity.clone();
-        if self
-            .inventory
-            .add(pid, identity, slot, ruling, SystemTime::now())
-        {
-            tracing::info!(
-                namespace = name.namespace,
-                workload = name.workload,
-                vertex = name.vertex,
-                pod = name.pod,
-                replica = %name.replica,
-                mode = ruling.mode.name(),
-                pid,
-                "replica watched"
-            );
-        }
+        let now = SystemTime::now();
+        let arrived = self.inventory.add(pid, identity.clone(), slot, ruling, now);
+        arrived.then_some(identity)
     }
 
     fn ended(&mut self, pid: u32) {
@@ -256,7 +271,9 @@ impl State {
             return;
         }
         let _ = self.tap.targets.remove(&pid);
-        self.bank(pid);
+        if let Some(identity) = self.bank(pid) {
+            log_gone(&identity);
+        }
         let dead: Vec<_> = self
             .tap
             .connections
@@ -269,22 +286,12 @@ impl State {
         }
     }
 
-    /// Banks what a process's slot holds and forgets the process.
-    fn bank(&mut self, pid: u32) {
-        let Some(number) = self.inventory.slot(pid) else {
-            return;
-        };
+    /// Banks what a process's slot holds and forgets the process. Returns its replica if that was its last one.
+    fn bank(&mut self, pid: u32) -> Option<Identity> {
+        let number = self.inventory.slot(pid)?;
         let slot = self.tap.slots.get(number).unwrap_or(Slot::ZERO);
-        if let Some(identity) = self.inventory.remove(pid, &slot, SystemTime::now()) {
-            tracing::info!(
-                namespace = identity.namespace,
-                workload = identity.workload,
-                pod = identity.pod,
-                replica = %identity.replica,
-                "replica gone"
-            );
-        }
         self.rest(number);
+        self.inventory.remove(pid, &slot, SystemTime::now())
     }
 
     fn rest(&mut self, slot: u32) {
@@ -377,12 +384,16 @@ impl State {
                     0
                 }
             };
+            let now = since_boot();
             let target = Target {
-                generation: since_boot(),
+                generation: now,
+                epoch: now,
                 slot,
                 verdict: ruling.in_kernel(),
             };
-            self.watch(pid, identity, ruling, target, NEW_ONLY);
+            if let Some(identity) = self.watch(pid, identity, ruling, target, NEW_ONLY) {
+                log_watched(&identity, pid);
+            }
             found += 1;
         }
         Ok(found)
@@ -402,6 +413,29 @@ impl State {
     fn totals(&self) -> Totals {
         self.tap.totals.get(0).unwrap_or(Totals::ZERO)
     }
+}
+
+fn log_watched(identity: &Identity, pid: u32) {
+    tracing::info!(
+        namespace = identity.namespace,
+        workload = identity.workload,
+        vertex = identity.vertex,
+        pod = identity.pod,
+        replica = %identity.replica,
+        pid,
+        "replica watched"
+    );
+}
+
+fn log_gone(identity: &Identity) {
+    tracing::info!(
+        namespace = identity.namespace,
+        workload = identity.workload,
+        vertex = identity.vertex,
+        pod = identity.pod,
+        replica = %identity.replica,
+        "replica gone"
+    );
 }
 
 /// What the policy says of a replica; `None` where it isn't to be watched.

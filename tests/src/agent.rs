@@ -7,6 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -189,11 +190,16 @@ impl Agent {
         }
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = self.pid().context("the agent has ended already")?;
+        let pid = Pid::from_raw(pid.try_into()?).context("pid 0")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
     /// Sends SIGTERM, waits for a clean end, and returns the log.
     pub async fn stop(mut self) -> Result<Vec<String>> {
-        let pid = self.pid().context("the agent has ended already")?;
-        let pid = rustix::process::Pid::from_raw(pid.try_into()?).context("pid 0")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.signal(Signal::TERM)?;
         let status = tokio::time::timeout(STOP_LIMIT, self.child.wait())
             .await
             .context("the agent does not stop")??;

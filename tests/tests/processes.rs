@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use pendguard_tests::agent::{Agent, Pod};
 use pendguard_tests::raw::{self, Raw};
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::process::Child;
 
@@ -40,6 +41,55 @@ async fn the_first_call_of_a_new_replica_counts() -> Result<()> {
         scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
         "{scrape:?}"
     );
+    agent.stop().await?;
+    Ok(())
+}
+
+/// While the agent is stopped the kernel goes on counting, also for replicas that come meanwhile, whatever they do.
+#[tokio::test]
+async fn an_agent_that_is_stopped_loses_nothing() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let old = Pod::mono_vertex("old", "1");
+    let mut old_raw = Raw::start(old.numa()).await?;
+    let old_fd = old_raw.connection("unix").await?;
+    agent
+        .until("the replica is watched", |scrape| {
+            scrape.sum("pendguard_replicas", &[]) == Some(1)
+        })
+        .await?;
+    agent.signal(Signal::STOP)?;
+    let new = Pod::mono_vertex("new", "2");
+    let mut raw = Raw::start(new.numa()).await?;
+    for i in 0..5 {
+        let fd = raw.connection("unix").await?;
+        raw.run(&format!("call {fd} writev 1")).await?;
+        old_raw
+            .run(&format!("call {old_fd} writev {}", 2 * i + 1))
+            .await?;
+        // All descriptors of a process that nobody has classified yet.
+        raw.run(&format!("close_range {fd} 4294967295")).await?;
+    }
+    raw.run("fork write 3").await?;
+    raw.exec().await?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} sendto 1")).await?;
+    agent.signal(Signal::CONT)?;
+    let scrape = agent
+        .until("what was called meanwhile", |scrape| {
+            scrape.pending(&old.name, "would_reject") == 5
+                && scrape.pending(&new.name, "would_reject") >= 1
+        })
+        .await?;
+    // What ran before the exec is told apart from what runs now, and whose it was can't be asked any more: it is either
+    // counted or lost, and nothing is both or neither.
+    let counted = scrape.pending(&new.name, "would_reject");
+    let lost = scrape.sum("pendguard_events_lost_total", &[]);
+    ensure!(
+        lost == Some(9 - counted),
+        "{counted} counted, {lost:?} lost"
+    );
+    raw.end().await?;
+    old_raw.end().await?;
     agent.stop().await?;
     Ok(())
 }

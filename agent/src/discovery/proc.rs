@@ -65,7 +65,14 @@ mod tests {
             .unwrap();
         let pid = child.id();
         assert!(runs(pid));
-        let environ = environ(pid).unwrap();
+        // While a program begins, its environment is empty.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let environ = loop {
+            let environ = environ(pid).unwrap();
+            if !environ.is_empty() || std::time::Instant::now() > deadline {
+                break environ;
+            }
+        };
         assert!(
             environ
                 .split(|b| *b == 0)

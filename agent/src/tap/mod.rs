@@ -74,15 +74,7 @@ pub enum TapError {
 
 /// An error and what caused it, in one line; of a verifier's log only the end.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
+    let text = crate::errors::chain(error);
     match text.char_indices().nth_back(1500) {
         Some((cut, _)) => format!("… {}", &text[cut..]),
         None => text,
@@ -132,7 +124,7 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
         .fill(methods.iter().map(String::as_str))
         .map_err(TapError::Path)?;
     paths
-        .set(0, &*table, 0)
+        .set(0, table.as_ref(), 0)
         .map_err(|e| map_error("PATHS", &e))?;
     let mut free_slots: Queue<_, u32> = map(&mut ebpf, "FREE_SLOTS")?;
     for slot in 1..MAX_SLOTS {
