@@ -437,6 +437,8 @@ const _: () = {
     );
     assert!(verdict::COUNT.is_power_of_two());
     assert!(
-        size_of::<Target>() % 8 == 0 && size_of::<Slot>() % 8 == 0 && size_of::<Tracked>() % 8 == 0
+        size_of::<Target>().is_multiple_of(8)
+            && size_of::<Slot>().is_multiple_of(8)
+            && size_of::<Tracked>().is_multiple_of(8)
     );
 };

@@ -1,5 +1,6 @@
 //! Fuzzes `agent-common`: every target for its share of the time.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -15,6 +16,9 @@ use crate::workspace::Workspace;
 /// The crate whose `fuzz` directory holds the targets.
 const FUZZED: &str = "agent-common";
 
+/// The example in it that writes the corpora.
+const SEEDS: &str = "seeds";
+
 /// Longer than this on one input is a finding: the parser does a bounded amount of work.
 const INPUT_TIMEOUT: &str = "-timeout=10";
 
@@ -27,7 +31,8 @@ pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
     let targets = targets(workspace)?;
     ensure!(!targets.is_empty(), "{FUZZED}/fuzz has no target");
     let share = (total / u32::try_from(targets.len())?).max(Duration::from_secs(1));
-    let mut progress = Progress::start("fuzz", u64::try_from(targets.len())?);
+    let mut progress = Progress::start("fuzz", u64::try_from(targets.len())? + 1);
+    seed(workspace, &mut progress)?;
     for target in &targets {
         let executions = fuzz(workspace, &mut progress, target, share)?;
         progress.done(target, &format!("{executions} executions, no failure"));
@@ -38,6 +43,22 @@ pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {
     let list = process::stdout(cargo_fuzz(workspace).arg("list"))?;
     Ok(list.lines().map(str::to_owned).collect())
+}
+
+/// Writes the captured streams into the corpora, so that fuzzing begins with what real encoders send.
+fn seed(workspace: &Workspace, progress: &mut Progress) -> Result<()> {
+    progress.begin(SEEDS, "from the captured streams");
+    let directory = workspace.target("fuzz");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let mut command = with_nightly("cargo");
+    command
+        .args(["run", "--example", SEEDS, "--target-dir"])
+        .arg(&directory)
+        .current_dir(workspace.path(FUZZED).join("fuzz"));
+    let log = directory.join("seeds.log");
+    process::log(&mut command, &log, |line| progress.live(line))?;
+    progress.done(SEEDS, "written");
+    Ok(())
 }
 
 /// Runs one target, and says how many inputs it was given.
@@ -85,11 +106,15 @@ fn executions_in(line: &str) -> Option<u64> {
 
 /// cargo-fuzz in the fuzzed crate. Its flags are a nightly compiler's.
 fn cargo_fuzz(workspace: &Workspace) -> Command {
-    let mut command = Command::new(workspace.tool(CARGO_FUZZ.name));
+    let mut command = with_nightly(workspace.tool(CARGO_FUZZ.name));
+    command.arg("fuzz").current_dir(workspace.path(FUZZED));
     command
-        .arg("fuzz")
-        .current_dir(workspace.path(FUZZED))
-        .env_remove("RUSTFLAGS");
+}
+
+/// A program that starts cargo and rustc, of the toolchain that fuzzing needs.
+fn with_nightly(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("RUSTFLAGS");
     if rustup::has_nightly() {
         // cargo-fuzz starts `cargo` and `rustc` by these names, so rustup decides which they are.
         command.env("RUSTUP_TOOLCHAIN", rustup::NIGHTLY);
