@@ -153,7 +153,11 @@ def execute(words):
         if LIBC.close_range(first, last, 0) != 0:
             raise OSError(ctypes.get_errno(), "close_range")
         for fd in [fd for fd in sockets if first <= fd <= last]:
-            sockets.pop(fd)[0].detach()
+            ours, reader = sockets.pop(fd)
+            ours.detach()
+            # Its number may be the next connection's before Python would close it.
+            if first <= reader.peer.fileno() <= last:
+                reader.peer.detach()
         return 0
     if command == "file":  # file PATH FD: opens a file as that descriptor
         opened = os.open(rest[0], os.O_WRONLY | os.O_CREAT)
