@@ -18,7 +18,14 @@ pub fn pids() -> io::Result<Vec<u32>> {
 ///
 /// Empty for a kernel thread and for a process that ended but was not waited for.
 pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
-    std::fs::read(format!("/proc/{pid}/environ"))
+    let path = format!("/proc/{pid}/environ");
+    let environ = std::fs::read(&path)?;
+    // A process that runs another program meanwhile takes its memory away between two reads, and half an environment is
+    // somebody else's. The next look finds the new program's.
+    if environ.last().is_some_and(|last| *last != 0) {
+        return std::fs::read(&path);
+    }
+    Ok(environ)
 }
 
 /// Whether a process is there and runs. One whose first thread ended but others go on does.
