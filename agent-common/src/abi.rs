@@ -193,10 +193,8 @@ impl From<Fault> for Reason {
 pub struct Totals {
     /// By [`Reason`].
     pub unparsed: [u64; 16],
-    /// Process events that found the ring buffer full.
+    /// Process events that found the ring buffer, or the table of processes, full.
     pub events_lost: u64,
-    /// Processes for which no slot was free.
-    pub slots_exhausted: u64,
 }
 
 impl Totals {
@@ -204,7 +202,6 @@ impl Totals {
     pub const ZERO: Self = Self {
         unparsed: [0; 16],
         events_lost: 0,
-        slots_exhausted: 0,
     };
 }
 

@@ -66,11 +66,25 @@ pub unsafe fn add(counter: *mut u64, n: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n) };
 }
 
+/// Adds 1 to the counter of the node that `counter` names.
+#[inline(always)]
+fn total(counter: impl FnOnce(*mut Totals) -> *mut u64) {
+    if let Some(totals) = TOTALS.get_ptr_mut(0) {
+        // SAFETY: `counter` leads from the map's value into it.
+        unsafe { add(counter(totals), 1) };
+    }
+}
+
 /// Counts something that could not be followed.
 #[inline(always)]
 pub fn unparsed(reason: Reason) {
-    if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        // SAFETY: `totals` is the map's value, and `Reason::ALL` is shorter than the array.
-        unsafe { add(&raw mut (*totals).unparsed[reason as usize & 15], 1) };
-    }
+    // SAFETY: the pointer is the map's value, and `Reason::ALL` is shorter than the array.
+    total(|totals| unsafe { &raw mut (*totals).unparsed[reason as usize & 15] });
+}
+
+/// Counts a process event that the agent will not see.
+#[inline(always)]
+pub fn event_lost() {
+    // SAFETY: the pointer is the map's value.
+    total(|totals| unsafe { &raw mut (*totals).events_lost });
 }

@@ -15,7 +15,7 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::warn;
 
-use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, TOTALS, add};
+use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, event_lost};
 
 /// `clone(2)`: a thread, not a process.
 const CLONE_THREAD: u64 = 0x10000;
@@ -86,16 +86,8 @@ fn watch(ctx: &TracePointContext, tgid: u32, kind: u32, parent: u32, verdict: u3
         event_lost();
         return;
     };
-    let slot = match FREE_SLOTS.pop() {
-        Ok(Some(slot)) => slot,
-        _ => {
-            if let Some(totals) = TOTALS.get_ptr_mut(0) {
-                // SAFETY: it is the map's value.
-                unsafe { add(&raw mut (*totals).slots_exhausted, 1) };
-            }
-            0
-        }
-    };
+    // Slot 0 where none is free: what is counted there is nobody's, and shown as lost.
+    let slot = FREE_SLOTS.pop().ok().flatten().unwrap_or(0);
     // SAFETY: the helper takes nothing and returns a number.
     let generation = unsafe { bpf_ktime_get_boot_ns() };
     let target = Target {
@@ -121,12 +113,4 @@ fn watch(ctx: &TracePointContext, tgid: u32, kind: u32, parent: u32, verdict: u3
         generation,
     });
     entry.submit(0);
-}
-
-#[inline(always)]
-fn event_lost() {
-    if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        // SAFETY: it is the map's value.
-        unsafe { add(&raw mut (*totals).events_lost, 1) };
-    }
 }

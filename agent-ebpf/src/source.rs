@@ -13,6 +13,15 @@ const _: () = assert!(
     "a masked index is always in the window"
 );
 
+/// Reads two words of user memory: `struct iovec`, or the part of `struct msghdr` that says where those are.
+#[inline(always)]
+pub fn two_words(address: u64) -> Result<[u64; 2], ()> {
+    let mut words = [0u64; 2];
+    // SAFETY: the destination is 16 bytes on this program's stack; the helper checks the source itself.
+    let failed = unsafe { bpf_probe_read_user(words.as_mut_ptr().cast(), 16, address as *const _) };
+    if failed != 0 { Err(()) } else { Ok(words) }
+}
+
 /// The state of the walk that runs on this CPU.
 #[repr(C)]
 pub struct Scratch {
@@ -42,7 +51,7 @@ pub struct Scratch {
     pub at: Vol<u64>,
     window_at: Vol<u32>,
     window_len: Vol<u32>,
-    /// Requests found, by class: 0 is unresolved, 1 other, 2 and on watched.
+    /// Requests found, by class (`tap::class_index`).
     pub found: [Vol<u32>; 16],
     window: [Vol<u8>; WINDOW as usize],
 }
@@ -88,12 +97,7 @@ impl Scratch {
             return Err(());
         }
         let at = self.next.get();
-        let mut iovec = [0u64; 2];
-        // SAFETY: the destination is 16 bytes on this program's stack; the helper checks the source itself.
-        let failed = unsafe { bpf_probe_read_user(iovec.as_mut_ptr().cast(), 16, at as *const _) };
-        if failed != 0 {
-            return Err(());
-        }
+        let iovec = two_words(at)?;
         let behind = self.behind.get();
         let len = if iovec[1] < behind as u64 {
             iovec[1] as u32

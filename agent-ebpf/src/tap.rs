@@ -2,8 +2,8 @@
 //!
 //! `tap_write`, `tap_writev`, `tap_sendto`, `tap_sendmsg`: tracepoints `syscalls/sys_exit_*`. They find out who sends,
 //! what and where, and go on by tail call in `tap_follow` (a connection in sync) or `tap_open` (one that begins or may be
-//! joined); another kind of hook is another thin entry before the same bodies. Minimum kernel 5.15 (see [`crate::regs`]). Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where
-//! `perf_event_paranoid` is above 2.
+//! joined); another kind of hook is another thin entry before the same bodies. Minimum kernel 5.15 (see [`crate::regs`]).
+//! Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
 use agent_common::abi::{ConnKey, Reason, Slot, Target, Tracked, verdict, walks};
 use agent_common::h2::frame::PREFACE;
@@ -12,13 +12,12 @@ use agent_common::h2::track::{self, Begin, End, status};
 use agent_common::h2::walk::{self, Conn, Fault, Outcome, Source};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
 use crate::maps::{CONNECTIONS, PATHS, SCRATCH, SLOTS, TARGETS, WALKS, add, unparsed};
 use crate::regs;
-use crate::source::Scratch;
+use crate::source::{Scratch, two_words};
 
 /// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
 /// 2,000: about 300 calls in one system call. It also bounds what the verifier walks (ARCHITECTURE.md has the numbers).
@@ -91,16 +90,11 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
         Shape::Vector => s.buffers(address, count as u32, sent),
         Shape::Message => {
             // `struct msghdr`: msg_iov at 16, msg_iovlen at 24.
-            let mut iov = [0u64; 2];
-            // SAFETY: the destination is 16 bytes on the stack; the helper checks the source itself.
-            let failed = unsafe {
-                bpf_probe_read_user(iov.as_mut_ptr().cast(), 16, (address + 16) as *const _)
-            };
-            if failed != 0 {
+            let Ok([iovecs, count]) = two_words(address + 16) else {
                 unparsed(Reason::Unreadable);
                 return 0;
-            }
-            s.buffers(iov[0], iov[1] as u32, sent);
+            };
+            s.buffers(iovecs, count as u32, sent);
         }
     }
     s.begun.set(NOT_BEGUN);
@@ -185,7 +179,7 @@ fn open(ctx: &TracePointContext) -> u32 {
 #[inline(always)]
 fn follow_lost(s: &Scratch, c: &Conn, ended: u32) {
     gauge(s.slot.get(), status::SYNCED, u64::MAX);
-    if ended >= FAULT && track::end(c, Begin::Follow, Some(fault(ended - FAULT))) == End::Drop {
+    if ended >= FAULT && track::end(c, Begin::Follow, Some(Fault::of(ended - FAULT))) == End::Drop {
         // Something else that began with a `P`.
         let _ = CONNECTIONS.remove(s.key);
         return;
@@ -200,7 +194,7 @@ fn reason(ended: u32) -> Reason {
     match ended {
         MORE => Reason::TooLong,
         UNREADABLE => Reason::Unreadable,
-        _ => fault(ended - FAULT).into(),
+        _ => Fault::of(ended - FAULT).into(),
     }
 }
 
@@ -244,6 +238,7 @@ fn begin(s: &Scratch) -> bool {
     if before == status::TLS {
         return false;
     }
+    // What another connection left in the scratch; `track::begin` goes by where the stream stands.
     c.restart();
     // Empty buffers in front are rare; the walk passes them, but `begin` wants the first bytes.
     if s.left.get() == 0 && s.next_buffer().is_err()
@@ -333,7 +328,7 @@ fn end(s: &Scratch, ended: u32) {
         let fault = if ended == DONE {
             None
         } else {
-            Some(fault(ended - FAULT))
+            Some(Fault::of(ended - FAULT))
         };
         match track::end(c, begun, fault) {
             End::Keep => {}
@@ -358,19 +353,6 @@ fn end(s: &Scratch, ended: u32) {
         count(s, walk::UNRESOLVED, n);
     }
     keep(s);
-}
-
-#[inline(always)]
-fn fault(number: u32) -> Fault {
-    match number {
-        1 => Fault::Preface,
-        3 => Fault::Continuation,
-        4 => Fault::Padding,
-        5 => Fault::Integer,
-        6 => Fault::Truncated,
-        7 => Fault::BlockSize,
-        _ => Fault::Frame,
-    }
 }
 
 /// Adds `n` requests of a class to the process's counters.

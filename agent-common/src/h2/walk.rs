@@ -74,6 +74,23 @@ pub enum Fault {
     BlockSize = 7,
 }
 
+impl Fault {
+    /// The fault of this number; a number that is none means [`Fault::Frame`]. A BPF program hands a fault on as a
+    /// number, since an enum of an enum would go over the stack.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            1 => Self::Preface,
+            3 => Self::Continuation,
+            4 => Self::Padding,
+            5 => Self::Integer,
+            6 => Self::Truncated,
+            7 => Self::BlockSize,
+            _ => Self::Frame,
+        }
+    }
+}
+
 /// What one step found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
