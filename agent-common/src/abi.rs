@@ -228,7 +228,7 @@ pub struct Slot {
     pub latched: u64,
     /// Connections that the gate stands before.
     pub gated: u64,
-    /// Descriptor + 1 on which no send may begin just now, for at most some 100 µs: the gate joins.
+    /// Not 0: no send of the process may begin just now, for at most some 100 µs: the gate joins.
     pub hold: u64,
     /// Not 0: a send could not be held any longer.
     pub broken: u64,
@@ -529,7 +529,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for ProcEvent {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for crate::h2::substitute::Spelling {}
+    unsafe impl aya::Pod for crate::h2::substitute::Substitute {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::h2::paths::PathTable {}
 }

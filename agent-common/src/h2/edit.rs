@@ -143,10 +143,10 @@ pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome 
 #[inline(always)]
 fn substitute<S: Edit>(c: &Conn, s: &S, number: u32, begun: bool) -> Result<(), Failure> {
     let segments = s.segments();
-    let Some(both) = s.substitute(number) else {
+    let Some(substitute) = s.substitute(number) else {
         return Err(Failure::NoSubstitute);
     };
-    let spelling = if c.was_huffman() { &both[1] } else { &both[0] };
+    let spelling = &substitute.spellings[c.was_huffman() as usize];
     if spelling.len == 0 {
         return Err(Failure::NoSubstitute);
     }

@@ -58,8 +58,23 @@ impl Spelling {
     }
 }
 
-/// Both spellings of one watched path: plain, Huffman coded. A value of a BPF array map.
-pub type Substitute = [Spelling; 2];
+/// What one watched path is overwritten with. A value of a BPF array map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Substitute {
+    /// The plain spelling, and the Huffman coded one.
+    pub spellings: [Spelling; 2],
+    /// Room behind the last octet, so that a verifier who knows only how large positions and lengths can be is content.
+    pub slack: [u8; 128],
+}
+
+impl Substitute {
+    /// None.
+    pub const NONE: Self = Self {
+        spellings: [Spelling::NONE; 2],
+        slack: [0; 128],
+    };
+}
 
 /// A path that stands in for `path` and is none of `watched`: as long, in both spellings.
 ///
@@ -106,10 +121,13 @@ fn spell(watched: &[u8], substitute: &[u8]) -> Option<Substitute> {
     let (mut a, mut b) = ([0u8; MAX_LEN], [0u8; MAX_LEN]);
     let n = huffman::encode(watched, &mut a)?;
     let m = huffman::encode(substitute, &mut b)?;
-    Some([
-        Spelling::of(watched, substitute)?,
-        Spelling::of(&a[..n], &b[..m])?,
-    ])
+    Some(Substitute {
+        spellings: [
+            Spelling::of(watched, substitute)?,
+            Spelling::of(&a[..n], &b[..m])?,
+        ],
+        ..Substitute::NONE
+    })
 }
 
 #[cfg(test)]
@@ -120,9 +138,9 @@ mod tests {
     use super::*;
 
     fn name(path: &str, watched: &[&str]) -> Option<String> {
-        let (octets, spellings) = choose(path, watched.iter().copied())?;
+        let (octets, substitute) = choose(path, watched.iter().copied())?;
         let text = String::from_utf8(octets[..path.len()].to_vec()).unwrap();
-        for (spelling, same) in spellings.iter().zip([
+        for (spelling, same) in substitute.spellings.iter().zip([
             (path.as_bytes().to_vec(), text.as_bytes().to_vec()),
             (coded(path), coded(&text)),
         ]) {

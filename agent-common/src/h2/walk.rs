@@ -171,13 +171,17 @@ pub struct Conn {
     /// Set where a request's stream was not the one after the last: something was sent unseen.
     /// Holds how many insertions were forgotten for it.
     pub gap: Vol<u32>,
+    /// 1 once an insertion was a substitute.
+    latched: Vol<u32>,
     /// Insertions into the dynamic table since it is known.
     inserted: Vol<u32>,
+    /// Fills up.
+    reserved: Vol<u32>,
     /// What the last [`RING`] insertions were.
     ring: [Vol<u8>; RING],
 }
 
-const _: () = assert!(size_of::<Conn>() == 240);
+const _: () = assert!(size_of::<Conn>() == 248);
 const _: () = assert!(RING.is_power_of_two());
 
 /// The field is inserted in the dynamic table.
@@ -248,6 +252,12 @@ impl Conn {
         self.role.set(self.role.get() | SUBSTITUTED);
     }
 
+    /// Whether the server's dynamic table has had a substitute in it.
+    #[inline(always)]
+    pub fn latches(&self) -> bool {
+        self.latched.get() != 0
+    }
+
     /// Notes that the watched path that was just passed was substituted, and so was the entry that it made in the
     /// server's dynamic table, if it made one.
     #[inline(always)]
@@ -257,6 +267,7 @@ impl Conn {
         if literal && self.role.get() & INSERT != 0 {
             let newest = self.inserted.get().wrapping_sub(1) as usize & (RING - 1);
             self.ring[newest].set(latched as u8);
+            self.latched.set(1);
         }
     }
 
@@ -322,6 +333,7 @@ impl Conn {
         self.last_stream.set(0);
         self.field.set(field::START);
         self.gap.set(0);
+        self.latched.set(0);
         self.forget_table();
     }
 }

@@ -19,15 +19,17 @@ pub mod tracefs;
 
 use std::path::{Path, PathBuf};
 
-use agent_common::abi::{ConnKey, MAX_SLOTS, Slot, Target, Totals};
+use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target, Totals, Tracked};
 use agent_common::h2::paths::{PathError, PathTable};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf};
-use aya::programs::{ProgramError, TracePoint};
+use agent_common::h2::substitute::{self, Substitute};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
+use aya::programs::{ProgramError, SkSkb, TracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use self::counters::MappedArray;
-use self::hooks::{HOOKS, Hook, WALKS};
+use self::hooks::{GATE, GATE_WALK, HOLDS, HOOKS, Hook, WALKS};
 use self::tracefs::TracefsError;
+use crate::enforce::gate::Gate;
 use crate::host::{Outcome, ProbeResult, ProgramProbe};
 use crate::model::ProgramStatus;
 
@@ -81,14 +83,19 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
+/// Watched processes.
+pub type Targets = HashMap<MapData, u32, Target>;
+/// Tracked connections, read as bytes (see [`agent_common::abi::tracked`]).
+pub type Connections = HashMap<MapData, ConnKey, [u8; size_of::<Tracked>()]>;
+
 /// The loaded and attached tap. Dropping it detaches everything.
 pub struct Tap {
     ebpf: Ebpf,
     programs: Vec<ProgramStatus>,
     /// Watched processes.
-    pub targets: HashMap<MapData, u32, Target>,
-    /// Tracked connections: keys only are read.
-    pub connections: HashMap<MapData, ConnKey, [u8; size_of::<agent_common::abi::Tracked>()]>,
+    pub targets: Targets,
+    /// Tracked connections.
+    pub connections: Connections,
     /// Slots that no process has.
     pub free_slots: Queue<MapData, u32>,
     /// Process events.
@@ -97,6 +104,9 @@ pub struct Tap {
     pub slots: MappedArray<Slot>,
     /// Counters of the node.
     pub totals: MappedArray<Totals>,
+    /// What governs enforcement.
+    pub control: MappedArray<Control>,
+    _gates: Option<ProgramArray<MapData>>,
     _walks: ProgramArray<MapData>,
 }
 
@@ -126,6 +136,14 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
     paths
         .set(0, table.as_ref(), 0)
         .map_err(|e| map_error("PATHS", &e))?;
+    let mut substitutes: Array<_, Substitute> = map(&mut ebpf, "SUBSTITUTES")?;
+    for (number, method) in (0..).zip(methods) {
+        let others = methods.iter().map(String::as_str);
+        let (_, value) = substitute::choose(method, others).unwrap_or(([0; _], Substitute::NONE));
+        substitutes
+            .set(number, value, 0)
+            .map_err(|e| map_error("SUBSTITUTES", &e))?;
+    }
     let mut free_slots: Queue<_, u32> = map(&mut ebpf, "FREE_SLOTS")?;
     for slot in 1..MAX_SLOTS {
         free_slots
@@ -146,6 +164,9 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
             .map_err(|e| io_error("SLOTS", &e))?,
         totals: MappedArray::new(take(&mut ebpf, "TOTALS")?, 1)
             .map_err(|e| io_error("TOTALS", &e))?,
+        control: MappedArray::new(take(&mut ebpf, "CONTROL")?, 1)
+            .map_err(|e| io_error("CONTROL", &e))?,
+        _gates: None,
         ebpf,
         programs,
         _walks: walks,
@@ -170,6 +191,17 @@ fn load_walks(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
             .map_err(|e| map_error("WALKS", &e))?;
     }
     Ok(walks)
+}
+
+fn sk_skb<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SkSkb, GateError> {
+    let refused = |reason| GateError::Program(name, reason);
+    let program: &mut SkSkb = ebpf
+        .program_mut(name)
+        .ok_or_else(|| refused("not in the object".to_owned()))?
+        .try_into()
+        .map_err(|e: ProgramError| refused(chain(&e)))?;
+    program.load().map_err(|e| refused(chain(&e)))?;
+    Ok(program)
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, String> {
@@ -278,7 +310,56 @@ fn io_error(name: &'static str, error: &std::io::Error) -> TapError {
     }
 }
 
+/// Why there is no gate.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A map, or a hook that holds sends.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The kernel refuses a program.
+    #[error("the kernel refuses {0}: {1}")]
+    Program(&'static str, String),
+}
+
 impl Tap {
+    /// Loads the gate and what it needs to join connections.
+    pub fn gate(&mut self) -> Result<Gate, GateError> {
+        let mut gates: ProgramArray<_> = map(&mut self.ebpf, "GATES")?;
+        let (place, walk) = GATE_WALK;
+        let program = sk_skb(&mut self.ebpf, walk)?;
+        let fd = program
+            .fd()
+            .map_err(|e| GateError::Program(walk, chain(&e)))?;
+        gates
+            .set(place, fd, 0)
+            .map_err(|e| map_error("GATES", &e))?;
+        let sockets: SockHash<_, u64> = map(&mut self.ebpf, "GATE")?;
+        let refused = |e: ProgramError| GateError::Program(GATE, chain(&e));
+        let program = sk_skb(&mut self.ebpf, GATE)?;
+        let link = program.attach(sockets.fd()).map_err(refused)?;
+        // It is never taken off: the map is, when its last socket has closed.
+        std::mem::forget(program.take_link(link).map_err(refused)?);
+        let gated = map(&mut self.ebpf, "GATED")?;
+        let obstacles = map(&mut self.ebpf, "OBSTACLES")?;
+        let ebpf = &mut self.ebpf;
+        // A thread of its own, because its mount namespace may change (see `tracefs`).
+        let holds = std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let (tracefs, _) = tracefs::reach()?;
+                    HOLDS
+                        .iter()
+                        .map(|hook| attach(ebpf, hook, &tracefs))
+                        .collect::<Result<Vec<_>, _>>()
+                })
+                .join()
+        })
+        .map_err(|_| TapError::Thread("it panicked".into()))??;
+        self.programs.extend(holds);
+        self._gates = Some(gates);
+        Ok(Gate::new(sockets, gated, obstacles))
+    }
+
     /// Whether a program is attached.
     pub fn attached(&self, program: &str) -> bool {
         self.programs
