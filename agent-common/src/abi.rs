@@ -61,7 +61,7 @@ pub struct Target {
 
 const _: () = assert!(size_of::<Target>() == 24);
 
-/// What a call counts as; an index into [`Slot::calls`].
+/// What a call counts as; below [`verdict::COUNT`] an index into [`Slot::calls`].
 pub mod verdict {
     /// It went through.
     pub const ADMITTED: u32 = 0;
@@ -69,8 +69,12 @@ pub mod verdict {
     pub const WOULD_REJECT: u32 = 1;
     /// Made by a process that the agent had not classified yet.
     pub const CANDIDATE: u32 = 2;
-    /// How many there are.
+    /// It was rejected.
+    pub const REJECTED: u32 = 3;
+    /// How many columns there are.
     pub const COUNT: usize = 4;
+    /// Neither counted nor rejected; it has no column.
+    pub const OFF: u32 = 4;
 }
 
 /// The counters of one watched process. Programs add to them atomically; the agent reads them through `mmap`.
