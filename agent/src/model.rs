@@ -219,9 +219,9 @@ pub struct ModeOverride {
 /// The state of everything at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The node's mode where no rule and nothing set at run time says otherwise.
+    /// The node's mode: what was set at run time for every replica, else where no rule says otherwise.
     pub mode: Mode,
-    /// What was set at run time for some replicas; later ones win.
+    /// What was set at run time; later ones win.
     pub overrides: Vec<ModeOverride>,
     /// Watched methods, full paths.
     pub methods: Vec<String>,

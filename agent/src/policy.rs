@@ -221,11 +221,10 @@ impl Policy {
         }
     }
 
-    /// What was set at run time for some replicas only.
+    /// What was set at run time, in the order in which it was. One for every replica can only be the first.
     pub fn overrides(&self) -> Vec<ModeOverride> {
         self.changes
             .iter()
-            .filter(|change| !change.selector.is_everything())
             .map(|change| ModeOverride {
                 mode: change.mode,
                 namespace: change.selector.namespace().map(str::to_owned),
@@ -407,7 +406,12 @@ mod tests {
         policy.change(change(Mode::Off, None, None)).unwrap();
         assert_eq!(mode(&policy, "payments"), Mode::Off);
         assert_eq!(policy.node_mode(), Mode::Off);
-        assert_eq!(policy.overrides(), []);
+        let everything = ModeOverride {
+            mode: Mode::Off,
+            namespace: None,
+            pod: None,
+        };
+        assert_eq!(policy.overrides(), [everything.clone()]);
         // And then one pod again.
         policy
             .change(change(Mode::Audit, Some("payments"), Some("p")))
@@ -420,7 +424,7 @@ mod tests {
             namespace: Some("payments".to_owned()),
             pod: Some("p".to_owned()),
         };
-        assert_eq!(policy.overrides(), [shown]);
+        assert_eq!(policy.overrides(), [everything, shown]);
     }
 
     #[test]
@@ -452,7 +456,7 @@ mod tests {
         // What replaces needs no room.
         assert_eq!(policy.change(pod(7)), Ok(()));
         assert_eq!(policy.change(change(Mode::Off, None, None)), Ok(()));
-        assert_eq!(policy.overrides(), []);
+        assert_eq!(policy.overrides().len(), 1);
         assert_eq!(policy.change(pod(0)), Ok(()));
     }
 
@@ -533,7 +537,7 @@ mod tests {
                 prop_assert_eq!(policy.ruling(&who).mode, expected);
             }
             // What is kept is no more than what counts.
-            prop_assert!(policy.overrides().len() <= GLOBS.len() * PODS.len() + GLOBS.len() + PODS.len());
+            prop_assert!(policy.overrides().len() <= (GLOBS.len() + 1) * (PODS.len() + 1));
         }
 
         #[test]

@@ -202,7 +202,10 @@ mod tests {
         set_mode(&running, pb::Mode::Off, None, None).await.unwrap();
         let report = client::fetch(&running.path).await.unwrap();
         assert_eq!(report.status.mode(), pb::Mode::Off);
-        assert!(report.status.overrides.is_empty());
+        let [everything] = &report.status.overrides[..] else {
+            panic!("one")
+        };
+        assert!(everything.namespace.is_none() && everything.pod.is_none());
     }
 
     #[tokio::test]

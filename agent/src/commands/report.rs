@@ -21,7 +21,7 @@ pub struct Report {
     pub not_ready: Option<String>,
     /// `off`, `audit` or `enforce`: the node's mode where no rule and no override says otherwise.
     pub mode: &'static str,
-    /// Modes set at run time for some replicas; later ones win.
+    /// Modes set at run time; later ones win, and all of them over the configuration file.
     pub overrides: Vec<Override>,
     /// Kind of tap: `tracepoint`, or `none`.
     pub tap: String,

@@ -69,6 +69,9 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     }
     for set in &report.overrides {
         write!(out, "at run time  mode {}", set.mode)?;
+        if set.namespace.is_none() && set.pod.is_none() {
+            write!(out, ", every replica")?;
+        }
         if let Some(namespace) = &set.namespace {
             write!(out, ", namespace {}", clean(namespace))?;
         }
@@ -311,6 +314,7 @@ payments/orders/in (Pipeline), mode off
             pod: pod.map(str::to_owned),
         };
         snapshot.overrides = vec![
+            set(Mode::Audit, None, None),
             set(Mode::Enforce, Some("pay*"), None),
             set(Mode::Audit, Some("payments"), Some("orders-mv-0-abcde")),
             set(Mode::Off, None, Some("x\u{1b}")),
@@ -319,6 +323,7 @@ payments/orders/in (Pipeline), mode off
         for line in [
             "mode audit, tap tracepoint, enforcer gate, up",
             "connections  3 synced, 0 unsynced, 1 latched\n",
+            "at run time  mode audit, every replica\n",
             "at run time  mode enforce, namespace pay*\n",
             "at run time  mode audit, namespace payments, pod orders-mv-0-abcde\n",
             "at run time  mode off, pod x\u{fffd}\n",
@@ -333,9 +338,9 @@ payments/orders/in (Pipeline), mode off
         assert_eq!(json["enforcer"], "gate");
         assert_eq!(json.get("enforcer_reason"), None);
         assert_eq!(json["enforcement_failures"]["candidate"], 3);
-        assert_eq!(json["overrides"][0]["mode"], "enforce");
-        assert_eq!(json["overrides"][0]["namespace"], "pay*");
-        assert_eq!(json["overrides"][0]["pod"], serde_json::Value::Null);
+        assert_eq!(json["overrides"][1]["mode"], "enforce");
+        assert_eq!(json["overrides"][1]["namespace"], "pay*");
+        assert_eq!(json["overrides"][1]["pod"], serde_json::Value::Null);
         assert_eq!(json["connections"]["latched"], 1);
         let replica = &json["replicas"][1];
         assert_eq!(replica["mode"], "enforce");
