@@ -174,6 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_shipped_says_the_defaults() {
+        let shipped = resolve(&[], include_str!("../../deploy/pendguard.toml")).unwrap();
+        let defaults = resolve(&[], "").unwrap();
+        assert_eq!(shipped.policy.default, defaults.policy.default);
+        assert_eq!(shipped.policy.allowed, defaults.policy.allowed);
+        assert_eq!(shipped.methods, defaults.methods);
+        let [rule] = &shipped.policy.rules[..] else {
+            panic!("one rule")
+        };
+        assert_eq!(rule.mode, defaults.policy.default);
+        assert_eq!(rule.answer, defaults.policy.answer);
+    }
+
+    #[test]
     fn the_file_wins_over_defaults() {
         let settings = resolve(
             &[],
