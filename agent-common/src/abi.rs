@@ -196,7 +196,7 @@ pub struct Target {
 
 const _: () = assert!(size_of::<Target>() == 24);
 
-/// What a call counts as; an index into [`Slot::calls`].
+/// What a call counts as; below [`verdict::COUNT`] an index into [`Slot::calls`].
 pub mod verdict {
     /// It went through.
     pub const ADMITTED: u32 = 0;

@@ -8,16 +8,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event};
+use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event, verdict};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::MissedTickBehavior;
 
 use crate::discovery::identity::{self, Class};
 use crate::discovery::proc;
-use crate::engine::Engine;
-use crate::inventory::{Inventory, Ruling};
-use crate::model::{Identity, Snapshot};
-use crate::policy::Policy;
+use crate::engine::{Engine, ModeChanged, ModeRefused};
+use crate::inventory::Inventory;
+use crate::model::{Identity, Mode, Snapshot};
+use crate::policy::{ModeChange, Policy, Ruling, unenforceable};
 use crate::tap::Tap;
 use crate::tap::events::Events;
 
@@ -36,12 +36,16 @@ const FAREWELLS: u32 = 20;
 const FAREWELL: Duration = Duration::from_millis(50);
 /// `BPF_NOEXIST`: an entry that the kernel made meanwhile is newer.
 const NEW_ONLY: u64 = 1;
+/// `BPF_EXIST`: a process that has gone stays gone.
+const OLD_ONLY: u64 = 2;
 /// Warnings that are kept.
 const WARNINGS: usize = 20;
 
 /// The observing part of the agent.
 pub struct Observer {
     state: Mutex<State>,
+    /// The kind of enforcer in use, or why there is none.
+    enforcer: Result<&'static str, String>,
 }
 
 struct State {
@@ -60,10 +64,17 @@ struct State {
 }
 
 impl Observer {
-    /// An observer of what `tap` sees.
-    pub fn new(tap: Tap, methods: Vec<String>, policy: Policy) -> Arc<Self> {
+    /// An observer of what `tap` sees. `enforcer` is the kind of enforcer in use, or why there is none; without one, no mode
+    /// of `policy` may be [`Mode::Enforce`].
+    pub fn new(
+        tap: Tap,
+        methods: Vec<String>,
+        policy: Policy,
+        enforcer: Result<&'static str, String>,
+    ) -> Arc<Self> {
         let inventory = Inventory::new(methods.len());
         Arc::new(Self {
+            enforcer,
             state: Mutex::new(State {
                 tap,
                 inventory,
@@ -159,10 +170,10 @@ impl State {
         // A program that runs another one of the same replica (a shell, say) is no news.
         if watched != left {
             if let Some(identity) = left {
-                log_gone(&identity);
+                log("replica gone", &identity, None);
             }
             if let Some(identity) = watched {
-                log_watched(&identity, pid);
+                log("replica watched", &identity, Some(pid));
             }
         }
     }
@@ -172,6 +183,14 @@ impl State {
         let pid = event.tgid;
         let current = match self.tap.targets.get(&pid, 0) {
             Ok(target) if target.generation == event.generation => target,
+            // The agent has put back what it read before this program began; the kernel's own entry is lost by that, so it
+            // is made anew.
+            Ok(older) if older.generation < event.generation => Target {
+                generation: event.generation,
+                epoch: event.generation,
+                slot: event.slot,
+                verdict: verdict::CANDIDATE,
+            },
             _ => {
                 // Another event about the same pid is on its way, and will find its target.
                 self.abandon(event);
@@ -225,10 +244,8 @@ impl State {
                         source.identity.pod
                     ));
                 }
-                match ruling(&self.policy, &source.identity) {
-                    Some(ruling) => Seen::Replica(source.identity, ruling),
-                    None => Seen::Other,
-                }
+                let ruling = self.policy.ruling(&source.identity);
+                Seen::Replica(source.identity, ruling)
             }
             Class::Unidentified(why) => {
                 self.warn(format!(
@@ -272,7 +289,7 @@ impl State {
         }
         let _ = self.tap.targets.remove(&pid);
         if let Some(identity) = self.bank(pid) {
-            log_gone(&identity);
+            log("replica gone", &identity, None);
         }
         let dead: Vec<_> = self
             .tap
@@ -392,11 +409,47 @@ impl State {
                 verdict: ruling.in_kernel(),
             };
             if let Some(identity) = self.watch(pid, identity, ruling, target, NEW_ONLY) {
-                log_watched(&identity, pid);
+                log("replica watched", &identity, Some(pid));
             }
             found += 1;
         }
         Ok(found)
+    }
+
+    /// Puts into the kernel what the policy says now. Returns what could not be put there, in sentences.
+    fn rule(&mut self) -> Vec<String> {
+        let Self {
+            tap,
+            inventory,
+            policy,
+            ..
+        } = self;
+        inventory.rule(|identity| policy.ruling(identity));
+        let mut failed = Vec::new();
+        for pid in inventory.pids() {
+            let Some(ruling) = inventory.ruling(pid) else {
+                continue;
+            };
+            // A target with another slot is another program's: its event is on the way, and the policy is asked then.
+            let Ok(target) = tap.targets.get(&pid, 0) else {
+                continue;
+            };
+            let verdict = ruling.in_kernel();
+            if Some(target.slot) != inventory.slot(pid) || target.verdict == verdict {
+                continue;
+            }
+            let result = tap
+                .targets
+                .insert(pid, Target { verdict, ..target }, OLD_ONLY);
+            if let Err(error) = result
+                && tap.targets.get(&pid, 0).is_ok()
+            {
+                failed.push(format!(
+                    "process {pid} keeps its mode: the table of processes refuses the new one ({error})"
+                ));
+            }
+        }
+        failed
     }
 
     fn warn(&mut self, warning: String) {
@@ -415,7 +468,8 @@ impl State {
     }
 }
 
-fn log_watched(identity: &Identity, pid: u32) {
+/// Tells that a replica came or went.
+fn log(what: &'static str, identity: &Identity, pid: Option<u32>) {
     tracing::info!(
         namespace = identity.namespace,
         workload = identity.workload,
@@ -423,27 +477,42 @@ fn log_watched(identity: &Identity, pid: u32) {
         pod = identity.pod,
         replica = %identity.replica,
         pid,
-        "replica watched"
+        "{what}"
     );
 }
 
-fn log_gone(identity: &Identity) {
-    tracing::info!(
-        namespace = identity.namespace,
-        workload = identity.workload,
-        vertex = identity.vertex,
-        pod = identity.pod,
-        replica = %identity.replica,
-        "replica gone"
-    );
+/// Why this change of mode can't be made, if it can't.
+fn refusal(
+    change: &ModeChange,
+    enforcer: &Result<&'static str, String>,
+    methods: &[String],
+) -> Option<ModeRefused> {
+    if change.mode != Mode::Enforce {
+        return None;
+    }
+    if let Err(reason) = enforcer {
+        return Some(ModeRefused::NoEnforcer(reason.clone()));
+    }
+    let method = methods.get(unenforceable(methods)?)?;
+    Some(ModeRefused::Method(method.clone()))
 }
 
-/// What the policy says of a replica; `None` where it isn't to be watched.
-fn ruling(policy: &Policy, identity: &Identity) -> Option<Ruling> {
-    policy.verdict(identity).map(|verdict| Ruling {
-        mode: policy.mode(identity),
-        verdict,
-    })
+/// What an operator should know of a change that was made. `matched` is the number of living replicas that it means.
+fn advice(change: &ModeChange, matched: usize, rules: usize) -> Vec<String> {
+    let mut advice = Vec::new();
+    if matched == 0 {
+        advice.push(format!(
+            "{} matches no replica on this node now; the mode is set for those to come",
+            change.selector
+        ));
+    }
+    if change.selector.is_everything() && rules > 0 {
+        advice.push(format!(
+            "the {rules} rules of the configuration file have no effect until the agent is restarted: a mode set for every \
+             replica wins over them"
+        ));
+    }
+    advice
 }
 
 /// Calls that a slot holds.
@@ -464,14 +533,17 @@ impl Engine for Observer {
         let programs = state.tap.programs();
         let missed: u64 = programs.iter().filter_map(|p| p.missed).sum();
         let nobodys = state.tap.slots.get(0).as_ref().map_or(0, calls);
+        let read = |slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO);
         Snapshot {
-            mode: state.policy.default,
+            mode: state.policy.node_mode(),
+            overrides: state.policy.overrides(),
             methods: state.methods.clone(),
             tap: "tracepoint",
+            enforcer: self.enforcer.as_ref().ok().copied(),
+            enforcer_reason: self.enforcer.as_ref().err().cloned(),
             programs,
-            replicas: state
-                .inventory
-                .replicas(|slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO)),
+            replicas: state.inventory.replicas(read),
+            failures: vec![("candidate", state.inventory.missed(read))],
             unparsed: Reason::ALL
                 .into_iter()
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
@@ -487,5 +559,71 @@ impl Engine for Observer {
         } else {
             Err("replicas that ran before the agent are still being looked for".into())
         }
+    }
+
+    fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused> {
+        let mut state = self.state();
+        if let Some(refused) = refusal(&change, &self.enforcer, &state.methods) {
+            return Err(refused);
+        }
+        let (mode, selector) = (change.mode, change.selector.clone());
+        state.policy.change(change.clone())?;
+        let failed = state.rule();
+        let matched = state.inventory.living().filter(|i| selector.matches(i));
+        let mut warnings = advice(&change, matched.count(), state.policy.rules.len());
+        warnings.extend(failed);
+        tracing::info!(mode = mode.name(), %selector, "mode set at run time");
+        Ok(ModeChanged {
+            replicas: state.inventory.modes(),
+            warnings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Selector;
+
+    fn change(mode: Mode, namespace: Option<&str>) -> ModeChange {
+        ModeChange {
+            mode,
+            selector: Selector::new(namespace, None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn enforcement_needs_an_enforcer_and_methods_that_may_be_rejected() {
+        let pending = ["/source.v1.Source/PendingFn".to_owned()];
+        let read = ["/a.B/C", "/source.v1.Source/ReadFn"].map(str::to_owned);
+        let none = Err("lockdown".to_owned());
+        for mode in [Mode::Off, Mode::Audit] {
+            assert_eq!(refusal(&change(mode, None), &none, &read), None);
+        }
+        let enforce = change(Mode::Enforce, Some("ns"));
+        assert_eq!(refusal(&enforce, &Ok("gate"), &pending), None);
+        let refused = refusal(&enforce, &none, &pending).unwrap();
+        assert_eq!(refused, ModeRefused::NoEnforcer("lockdown".to_owned()));
+        assert!(refused.to_string().ends_with("lockdown"), "{refused}");
+        let refused = refusal(&enforce, &Ok("gate"), &read).unwrap();
+        assert_eq!(refused, ModeRefused::Method(read[1].clone()));
+        assert!(refused.to_string().contains(&read[1]), "{refused}");
+    }
+
+    #[test]
+    fn a_change_comes_with_advice_where_it_may_surprise() {
+        assert!(advice(&change(Mode::Off, Some("a")), 1, 2).is_empty());
+        assert!(advice(&change(Mode::Off, None), 3, 0).is_empty());
+        let [nobody] = &advice(&change(Mode::Off, Some("a")), 0, 2)[..] else {
+            panic!("one")
+        };
+        assert!(
+            nobody.contains("namespace a matches no replica"),
+            "{nobody}"
+        );
+        let [rules] = &advice(&change(Mode::Off, None), 1, 2)[..] else {
+            panic!("one")
+        };
+        assert!(rules.contains("2 rules"), "{rules}");
     }
 }
