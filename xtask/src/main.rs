@@ -13,6 +13,7 @@ mod progress;
 mod rustup;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -73,6 +74,8 @@ enum Verb {
         #[arg(long)]
         fast: bool,
     },
+    /// Run the privileged tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// Fuzz the HTTP/2 parser
     Fuzz {
         /// How long, over all targets
@@ -107,6 +110,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo { arguments } => return demo::demo(&workspace, &arguments),
         Verb::Bench { arguments } => return demo::bench(&workspace, &arguments),
         Verb::Test { fast } => return test::run(&workspace, fast),
+        Verb::Vm(options) => return vm::run(&workspace, &options),
         Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
     }
     Ok(ExitCode::SUCCESS)

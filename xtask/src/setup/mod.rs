@@ -116,6 +116,22 @@ impl<'a> Setup<'a> {
         Ok(())
     }
 
+    /// What `cargo xtask vm` needs; the kernels themselves it fetches when it knows which.
+    pub fn for_vm(&self) -> Result<()> {
+        let mut progress = Progress::start("setup", 1);
+        let machines = Packages {
+            name: "virtual machines",
+            wanted: vec![
+                Package::new("qemu-system-x86", Probe::Program("qemu-system-x86_64")),
+                Package::new("e2fsprogs", Probe::Path("/usr/sbin/mke2fs")),
+                Package::new("xz-utils", Probe::Program("xz")),
+            ],
+            apt: self.apt.as_ref(),
+        };
+        ensure(self.workspace, &mut progress, &machines)?;
+        Ok(())
+    }
+
     /// What `cargo xtask fuzz` needs.
     pub fn for_fuzz(&self) -> Result<()> {
         let mut progress = Progress::start("setup", 2);

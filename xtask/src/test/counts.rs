@@ -2,12 +2,14 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// The sum over all test programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
+    pub passed: u64,
+    pub failed: u64,
+    pub skipped: u64,
 }
 
 impl Counts {

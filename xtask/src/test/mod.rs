@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use self::counts::Counts;
+pub use self::counts::Counts;
 use self::report::{Outcome, Report};
 use crate::build;
 use crate::fuzz;

@@ -1,0 +1,268 @@
+//! Debian's kernels, out of its packages: nothing is installed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use object::{Object as _, ObjectSection as _};
+
+use crate::process;
+use crate::progress::Progress;
+use crate::workspace::Workspace;
+
+/// The kernels that are known, as the user names them. All are Debian's for cloud machines: small, with everything that
+/// a node's kernel has.
+const SERIES: [Series; 2] = [
+    Series {
+        name: "6.1",
+        prefix: "linux-image-6.1.",
+        suffix: "-cloud-amd64-unsigned",
+    },
+    Series {
+        name: "6.12",
+        prefix: "linux-image-6.12.",
+        suffix: "-cloud-amd64-unsigned",
+    },
+];
+
+/// What the machine needs of its kernel to find its disk and the port to the host; a kernel that has one of them built in
+/// needs no module for it.
+const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "ext4"];
+
+/// How Debian names the packages of a series.
+#[derive(Clone, Copy, Debug)]
+pub struct Series {
+    /// As the user writes it.
+    pub name: &'static str,
+    prefix: &'static str,
+    suffix: &'static str,
+}
+
+impl Series {
+    /// The series of this name.
+    pub fn named(name: &str) -> Result<Self, String> {
+        SERIES
+            .into_iter()
+            .find(|series| series.name == name)
+            .ok_or_else(|| format!("no such kernel here; there are {}", names().join(", ")))
+    }
+
+    /// The newest package that the lists offer.
+    fn newest(&self, names: &str) -> Option<String> {
+        names
+            .lines()
+            .filter(|name| name.starts_with(self.prefix) && name.ends_with(self.suffix))
+            .max_by_key(|name| numbers(name))
+            .map(str::to_owned)
+    }
+}
+
+/// The names of all series.
+pub fn names() -> Vec<&'static str> {
+    SERIES.iter().map(|series| series.name).collect()
+}
+
+/// The numbers in a package's name, by which versions are ordered.
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok())
+        .collect()
+}
+
+/// A kernel, unpacked.
+#[derive(Debug)]
+pub struct Kernel {
+    pub series: Series,
+    /// `uname -r`.
+    pub release: String,
+    /// The kernel itself.
+    pub image: PathBuf,
+    /// All of its modules, by name.
+    modules: HashMap<String, PathBuf>,
+}
+
+impl Kernel {
+    /// Fetches the newest kernel of a series, unless it is there.
+    pub fn fetch(workspace: &Workspace, series: Series, progress: &Progress) -> Result<Self> {
+        let all = workspace.target("vm/kernels");
+        fs::create_dir_all(&all).with_context(|| all.display().to_string())?;
+        let names = process::stdout(Command::new("apt-cache").args(["pkgnames", series.prefix]))
+            .context("kernels come as Debian's packages, through apt")?;
+        let package = series.newest(&names).with_context(|| {
+            format!(
+                "apt offers no package {}*{}: are its lists up to date?",
+                series.prefix, series.suffix
+            )
+        })?;
+        let directory = all.join(&package);
+        if !directory.exists() {
+            progress.live(&format!("downloading {package}"));
+            download(&all, &package)?;
+        }
+        Self::in_directory(series, &directory)
+            .with_context(|| format!("the kernel in {}", directory.display()))
+    }
+
+    fn in_directory(series: Series, directory: &Path) -> Result<Self> {
+        let boot = directory.join("boot");
+        let (image, release) = entries(&boot)?
+            .into_iter()
+            .find_map(|path| {
+                let release = path.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
+                Some((path.clone(), release.to_owned()))
+            })
+            .context("no vmlinuz")?;
+        // Debian 13 and later have /lib in /usr.
+        let trees = ["lib/modules", "usr/lib/modules"].map(|tree| directory.join(tree));
+        let tree = trees
+            .iter()
+            .map(|tree| tree.join(&release))
+            .find(|tree| tree.exists())
+            .context("no modules")?;
+        let mut modules = HashMap::new();
+        collect(&tree, &mut modules)?;
+        Ok(Self {
+            series,
+            release,
+            image,
+            modules,
+        })
+    }
+
+    /// The modules that the machine needs, each after those that it needs itself: name and content.
+    pub fn needed_modules(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut order = Vec::new();
+        for name in MODULES {
+            self.add(name, &mut order)?;
+        }
+        Ok(order)
+    }
+
+    fn add(&self, name: &str, order: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+        let Some(path) = self.modules.get(name) else {
+            // Built in.
+            return Ok(());
+        };
+        if order.iter().any(|(there, _)| there == name) {
+            return Ok(());
+        }
+        let content = read_module(path)?;
+        for needed in dependencies(&content).with_context(|| path.display().to_string())? {
+            self.add(&needed, order)?;
+        }
+        order.push((name.to_owned(), content));
+        Ok(())
+    }
+}
+
+/// Downloads a package and unpacks it. apt checks what it downloads against the signed lists.
+fn download(all: &Path, package: &str) -> Result<()> {
+    // Unpacked elsewhere and renamed, so that a directory is there in full or not at all.
+    let work = all.join(format!(".{package}"));
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
+    // As root apt would become a user who can't write here, and warn when it finds that out.
+    process::stdout(
+        Command::new("apt-get")
+            .args(["download", "-o", "APT::Sandbox::User=root", package])
+            .current_dir(&work),
+    )?;
+    let deb = entries(&work)?
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|e| e == "deb"))
+        .context("apt-get downloaded nothing")?;
+    let unpacked = work.join("unpacked");
+    process::stdout(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
+    fs::rename(&unpacked, all.join(package)).context("renaming what was unpacked")?;
+    fs::remove_dir_all(&work).with_context(|| work.display().to_string())
+}
+
+/// All modules below `directory`. A module's name has an underscore where its file may have a hyphen.
+fn collect(directory: &Path, modules: &mut HashMap<String, PathBuf>) -> Result<()> {
+    for path in entries(directory)? {
+        if path.is_dir() {
+            collect(&path, modules)?;
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some((name, _)) = name.split_once(".ko") {
+            modules.insert(name.replace('-', "_"), path);
+        }
+    }
+    Ok(())
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let context = || directory.display().to_string();
+    fs::read_dir(directory)
+        .with_context(context)?
+        .map(|entry| Ok(entry.with_context(context)?.path()))
+        .collect()
+}
+
+/// A module, unpacked: not every kernel unpacks them itself.
+fn read_module(path: &Path) -> Result<Vec<u8>> {
+    if path.extension().is_some_and(|e| e == "ko") {
+        return fs::read(path).with_context(|| path.display().to_string());
+    }
+    ensure!(
+        path.extension().is_some_and(|e| e == "xz"),
+        "{}: compressed in an unknown way",
+        path.display()
+    );
+    let output = Command::new("xz")
+        .args(["--decompress", "--stdout"])
+        .arg(path)
+        .output()
+        .context("cannot start xz")?;
+    if !output.status.success() {
+        bail!(
+            "{}: {}",
+            path.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(output.stdout)
+}
+
+/// The modules that this one needs, as it says itself. depmod, which makes a list of it, runs when a kernel is installed.
+fn dependencies(module: &[u8]) -> Result<Vec<String>> {
+    let file = object::File::parse(module).context("not a module")?;
+    let info = file.section_by_name(".modinfo").context("no .modinfo")?;
+    let info = info.data().context(".modinfo")?;
+    let depends = info
+        .split(|byte| *byte == 0)
+        .find_map(|entry| entry.strip_prefix(b"depends="))
+        .unwrap_or_default();
+    Ok(String::from_utf8_lossy(depends)
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_chosen_by_number() {
+        let names = "linux-image-6.1.0-9-cloud-amd64-unsigned\n\
+                     linux-image-6.1.0-56-cloud-amd64-unsigned\n\
+                     linux-image-6.1.0-57-cloud-amd64-dbg\n\
+                     linux-image-6.12.99+deb12-cloud-amd64-unsigned\n\
+                     linux-image-6.12.117+deb12-cloud-amd64-unsigned\n";
+        let newest = |name| Series::named(name).expect("it is known").newest(names);
+        assert_eq!(
+            newest("6.1").as_deref(),
+            Some("linux-image-6.1.0-56-cloud-amd64-unsigned")
+        );
+        assert_eq!(
+            newest("6.12").as_deref(),
+            Some("linux-image-6.12.117+deb12-cloud-amd64-unsigned")
+        );
+        assert!(Series::named("2.4").is_err());
+    }
+}

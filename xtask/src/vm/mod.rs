@@ -1,0 +1,426 @@
+//! The verb `vm`: the privileged tests, on kernels that are not this machine's.
+//!
+//! Debian's kernels are booted by qemu, without hardware virtualisation if need be, with an initramfs that has one static
+//! program of ours (`vm-init`), and a disk with the tests and what they run. Nothing is installed on this machine but qemu,
+//! and the machine that is booted has no network.
+
+mod content;
+mod image;
+mod initramfs;
+mod kernel;
+mod machine;
+mod programs;
+mod report;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Serialize;
+use vm_init::{End, Event, Job, Plan};
+
+use self::content::Content;
+use self::kernel::{Kernel, Series};
+use self::machine::{Machine, Message};
+use self::programs::TestProgram;
+use self::report::Row;
+use crate::build;
+use crate::elf;
+use crate::process;
+use crate::progress::Progress;
+use crate::setup::Setup;
+use crate::test::Counts;
+use crate::workspace::Workspace;
+
+/// How many times longer the tests wait than on a real machine.
+const SLOW: &str = "10";
+
+/// What a program may take in the machine, in seconds, if the user says nothing.
+const LIMIT: u64 = 900;
+
+/// The privileged tests, in the order of the time that they take; others run when they are named.
+const TESTS: [&str; 6] = [
+    "fixtures",
+    "agent",
+    "sends",
+    "processes",
+    "peers",
+    "exactness",
+];
+
+/// How the agent works, as the tests are told.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Variant {
+    /// How sends are seen: PENDGUARD_TEST_TAP.
+    pub tap: &'static str,
+    /// How calls are rejected: PENDGUARD_TEST_ENFORCER.
+    pub enforcer: &'static str,
+}
+
+/// Every way in which the agent can work.
+const VARIANTS: [Variant; 1] = [Variant {
+    tap: "tracepoint",
+    enforcer: "none",
+}];
+
+/// What the user asked for.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Debian's kernels to boot, one after another
+    #[arg(
+        long,
+        value_name = "SERIES",
+        value_delimiter = ',',
+        default_values = kernel::names(),
+        value_parser = Series::named
+    )]
+    kernel: Vec<Series>,
+    /// Only these tests: a file of tests/tests, and in it those whose name contains FILTER
+    #[arg(long, value_name = "NAME[::FILTER]")]
+    test: Vec<String>,
+    /// A variable for what runs in the machine
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// How long a program may take in the machine
+    #[arg(long, value_name = "SECONDS", default_value_t = LIMIT)]
+    limit: u64,
+    /// Keep the initramfs, and say how to boot the machine by hand
+    #[arg(long)]
+    keep: bool,
+    /// Write the table to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Run a program of this machine instead of tests; what follows are its arguments
+    #[arg(
+        long,
+        num_args = 1..,
+        allow_hyphen_values = true,
+        value_names = ["PROGRAM", "ARGUMENT"],
+        conflicts_with = "test"
+    )]
+    exec: Vec<String>,
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("no = in it")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// The verb `vm`.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    Setup::new(workspace).for_vm()?;
+    if options.exec.is_empty() {
+        Setup::new(workspace).for_peers()?;
+        build::run(workspace, true)?;
+    }
+    let prepared = Prepared::new(workspace, options)?;
+    let mut rows = Vec::new();
+    for series in &options.kernel {
+        rows.extend(prepared.on(*series)?);
+    }
+    print!("\n{}", report::table(&rows));
+    if let Some(path) = &options.json {
+        report::write_json(&rows, path)?;
+    }
+    Ok(if rows.iter().all(Row::passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What is the same for all kernels.
+struct Prepared<'a> {
+    workspace: &'a Workspace,
+    options: &'a Options,
+    init: PathBuf,
+    disk: PathBuf,
+    /// The jobs, with the variant that each belongs to.
+    jobs: Vec<(Variant, Job)>,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(workspace: &'a Workspace, options: &'a Options) -> Result<Self> {
+        let init = programs::init(workspace)?;
+        elf::ensure_static(&init)?;
+        let Content {
+            mut image,
+            mut environment,
+        } = content::collect(workspace)?;
+        environment.extend(options.env.iter().cloned());
+        let jobs = if options.exec.is_empty() {
+            let programs = selection(workspace, &options.test)?;
+            for (program, _) in &programs {
+                image.add(&program.path)?;
+            }
+            test_jobs(workspace, options, &programs, &environment)
+        } else {
+            let job = exec_job(options, environment)?;
+            image.add(Path::new(&job.program))?;
+            vec![(VARIANTS[0], job)]
+        };
+        image.add_libraries()?;
+        let directory = workspace.target("vm");
+        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        let disk = directory.join("disk.ext4");
+        let mut progress = Progress::start("vm", 1);
+        progress.begin("disk", "what the tests use of this machine");
+        image.write(&disk)?;
+        progress.done("disk", &workspace.display(&disk).to_string());
+        Ok(Self {
+            workspace,
+            options,
+            init,
+            disk,
+            jobs,
+        })
+    }
+
+    /// Boots a kernel and runs the jobs on it.
+    fn on(&self, series: Series) -> Result<Vec<Row>> {
+        let mut progress = Progress::start("vm", 1 + self.jobs.len() as u64);
+        let name = format!("kernel {}", series.name);
+        progress.begin(&name, "looking for it");
+        let kernel = Kernel::fetch(self.workspace, series, &progress)?;
+        progress.done(&name, &kernel.release);
+        let machine = Machine {
+            kernel: &kernel,
+            init: &self.init,
+            disk: &self.disk,
+            directory: self.workspace.target(format!("vm/{}", series.name)),
+        };
+        let plan = Plan {
+            jobs: self.jobs.iter().map(|(_, job)| job.clone()).collect(),
+            ..Plan::default()
+        };
+        let mut hearing = Hearing::new(self, &kernel, &mut progress)?;
+        let result = machine.run(&plan, |message| hearing.hear(&message));
+        let mut rows = hearing.rows;
+        drop(progress);
+        if let Err(error) = result {
+            // What the other kernels say is of interest all the same.
+            eprintln!("FAILED: kernel {}: {error:#}", series.name);
+            for row in &mut rows {
+                row.failures.push("the machine did not finish".to_owned());
+            }
+        }
+        if self.options.keep {
+            eprintln!("vm: {}", process::describe(&machine.command()));
+        } else {
+            machine.remove_files()?;
+        }
+        Ok(rows)
+    }
+}
+
+/// Makes rows of what comes from a machine.
+struct Hearing<'a> {
+    jobs: &'a [(Variant, Job)],
+    progress: &'a mut Progress,
+    /// All that the jobs print.
+    log: File,
+    /// One for each variant.
+    rows: Vec<Row>,
+    /// The running job, and its place in `rows`.
+    current: Option<(&'a Job, usize)>,
+}
+
+impl<'a> Hearing<'a> {
+    fn new(
+        prepared: &'a Prepared<'_>,
+        kernel: &Kernel,
+        progress: &'a mut Progress,
+    ) -> Result<Self> {
+        let rows = VARIANTS.map(|variant| Row {
+            kernel: kernel.series.name,
+            release: kernel.release.clone(),
+            variant,
+            counts: Counts::default(),
+            seconds: 0.0,
+            failures: Vec::new(),
+        });
+        let directory = prepared
+            .workspace
+            .target(format!("vm/{}", kernel.series.name));
+        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        let path = directory.join("output.log");
+        let log = File::create(&path).with_context(|| path.display().to_string())?;
+        progress.begin("booting", &format!("Linux {}", kernel.release));
+        Ok(Self {
+            jobs: &prepared.jobs,
+            progress,
+            log,
+            rows: rows.into(),
+            current: None,
+        })
+    }
+
+    fn hear(&mut self, message: &Message<'_>) {
+        match message {
+            Message::Output(line) => self.output(line),
+            Message::Event(event) => self.event(event),
+        }
+    }
+
+    fn output(&mut self, line: &str) {
+        // A log that can't be written is no reason to stop: the line is on the screen too.
+        let _ = writeln!(self.log, "{line}");
+        self.progress.suspend(|| println!("{line}"));
+        if let Some((job, row)) = self.current {
+            let row = &mut self.rows[row];
+            row.counts.read(line);
+            if let Some(test) = failed_test(line) {
+                row.failures.push(format!("{}::{test}", job.name));
+            }
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Booted { kernel } => self.progress.done("booting", kernel),
+            Event::Begin { job } => {
+                let Some((variant, job)) = self.jobs.get(*job) else {
+                    return;
+                };
+                let row = self.rows.iter().position(|row| {
+                    row.variant.tap == variant.tap && row.variant.enforcer == variant.enforcer
+                });
+                self.current = row.map(|row| (job, row));
+                let plan = format!("{}/{}", variant.tap, variant.enforcer);
+                self.progress.begin(&job.name, &plan);
+            }
+            Event::End { end, seconds, .. } => {
+                let Some((job, row)) = self.current.take() else {
+                    return;
+                };
+                let row = &mut self.rows[row];
+                row.seconds += seconds;
+                let result = describe(end);
+                self.progress.done(&job.name, &result);
+                let told = row.failures.iter().any(|failure| {
+                    failure
+                        .strip_prefix(job.name.as_str())
+                        .is_some_and(|rest| rest.starts_with("::"))
+                });
+                if *end != End::Exited(0) && !told {
+                    row.failures.push(format!("{}: {result}", job.name));
+                }
+            }
+            Event::Failed { .. } | Event::Finished => {}
+        }
+    }
+}
+
+/// The name in `test NAME ... FAILED`.
+fn failed_test(line: &str) -> Option<&str> {
+    // What a test prints may come between the two, so the list at the end is taken: four spaces and a name.
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
+}
+
+fn describe(end: &End) -> String {
+    match end {
+        End::Exited(0) => "ok".to_owned(),
+        End::Exited(status) => format!("it ended with status {status}"),
+        End::Killed(signal) => format!("signal {signal} ended it"),
+        End::TimedOut => "it took too long".to_owned(),
+        End::NotStarted(why) => format!("it can't be started: {why}"),
+    }
+}
+
+/// The test programs that were asked for, each with a filter.
+fn selection(
+    workspace: &Workspace,
+    wanted: &[String],
+) -> Result<Vec<(TestProgram, Option<String>)>> {
+    let programs = programs::tests(workspace)?;
+    let names: Vec<_> = programs
+        .iter()
+        .map(|program| program.name.clone())
+        .collect();
+    let wanted: Vec<String> = if wanted.is_empty() {
+        TESTS.map(str::to_owned).into()
+    } else {
+        wanted.to_vec()
+    };
+    wanted
+        .iter()
+        .map(|wanted| {
+            let (name, filter) = match wanted.split_once("::") {
+                Some((name, filter)) => (name, Some(filter.to_owned())),
+                None => (wanted.as_str(), None),
+            };
+            let Some(program) = programs.iter().find(|program| program.name == name) else {
+                bail!("no test {name}; there are {}", names.join(", "));
+            };
+            Ok((program.clone(), filter))
+        })
+        .collect()
+}
+
+/// Every test for every variant.
+fn test_jobs(
+    workspace: &Workspace,
+    options: &Options,
+    programs: &[(TestProgram, Option<String>)],
+    environment: &[(String, String)],
+) -> Vec<(Variant, Job)> {
+    let mut jobs = Vec::new();
+    for variant in VARIANTS {
+        let mut environment = environment.to_vec();
+        for (name, value) in [
+            ("PENDGUARD_TEST_SCALE", "vm"),
+            ("PENDGUARD_TEST_SLOW", SLOW),
+            ("PENDGUARD_TEST_TAP", variant.tap),
+            ("PENDGUARD_TEST_ENFORCER", variant.enforcer),
+        ] {
+            // The user's own go before.
+            if !environment.iter().any(|(there, _)| there == name) {
+                environment.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        for (program, filter) in programs {
+            let mut arguments = vec!["--test-threads=1".to_owned()];
+            arguments.extend(filter.clone());
+            let job = Job {
+                name: program.name.clone(),
+                program: program.path.display().to_string(),
+                arguments,
+                environment: environment.clone(),
+                directory: workspace.path("tests").display().to_string(),
+                limit: options.limit,
+            };
+            jobs.push((variant, job));
+        }
+    }
+    jobs
+}
+
+/// The program that the user named.
+fn exec_job(options: &Options, environment: Vec<(String, String)>) -> Result<Job> {
+    let [program, arguments @ ..] = &options.exec[..] else {
+        bail!("--exec needs a program");
+    };
+    let path = std::path::absolute(program).with_context(|| program.clone())?;
+    ensure!(path.is_file(), "there is no program {}", path.display());
+    Ok(Job {
+        name: program.clone(),
+        program: path.display().to_string(),
+        arguments: arguments.to_vec(),
+        environment,
+        directory: "/root".to_owned(),
+        limit: options.limit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_test_is_named() {
+        assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
+        assert_eq!(failed_test("test a::b ... ok"), None);
+    }
+}
