@@ -69,6 +69,15 @@ fn add_calls(calls: &mut BTreeMap<(usize, Verdict), u64>, slot: &Slot, found: Ru
     }
 }
 
+/// Adds all that a slot holds.
+fn include(status: &mut ReplicaStatus, slot: &Slot, found: Ruling) {
+    add_calls(&mut status.calls, slot, found);
+    status.unresolved += slot.unresolved;
+    status.synced += slot.synced;
+    status.unsynced += slot.unsynced;
+    status.latched += slot.latched;
+}
+
 /// Calls in a slot that enforcement should have rejected and that went through, because nobody knew yet whose they were.
 fn missed(slot: &Slot, found: Ruling) -> u64 {
     if found.verdict != Some(Verdict::Rejected) {
@@ -252,6 +261,13 @@ impl Inventory {
             + self.missed
     }
 
+    /// Adds what another build's programs count for one of a replica's processes.
+    pub fn include(&self, status: &mut ReplicaStatus, pid: u32, slot: &Slot) {
+        if let Some(process) = self.processes.get(&pid) {
+            include(status, slot, process.found);
+        }
+    }
+
     /// All replicas with their counts; `read` reads a slot.
     pub fn replicas(&self, read: impl Fn(u32) -> Slot) -> Vec<ReplicaStatus> {
         self.replicas
@@ -273,11 +289,7 @@ impl Inventory {
                 };
                 for pid in &record.pids {
                     if let Some(process) = self.processes.get(pid).filter(|p| p.slot != 0) {
-                        let slot = read(process.slot);
-                        add_calls(&mut status.calls, &slot, process.found);
-                        status.unresolved += slot.unresolved;
-                        status.synced += slot.synced;
-                        status.unsynced += slot.unsynced;
+                        include(&mut status, &read(process.slot), process.found);
                     }
                 }
                 // A replica that never called is shown with 0: that is what an upgrade that took effect looks like.

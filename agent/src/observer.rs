@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event, verdict};
+use agent_common::abi::{Failure, ProcEvent, Reason, Slot, Target, Totals, event, verdict};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::MissedTickBehavior;
 
 use crate::discovery::identity::{self, Class};
 use crate::discovery::proc;
+use crate::enforce::Enforcement;
 use crate::engine::{Engine, ModeChanged, ModeRefused};
 use crate::inventory::Inventory;
 use crate::model::{Identity, Mode, Snapshot};
@@ -44,12 +45,11 @@ const WARNINGS: usize = 20;
 /// The observing part of the agent.
 pub struct Observer {
     state: Mutex<State>,
-    /// The kind of enforcer in use, or why there is none.
-    enforcer: Result<&'static str, String>,
 }
 
 struct State {
     tap: Tap,
+    enforcement: Enforcement,
     inventory: Inventory,
     policy: Policy,
     methods: Vec<String>,
@@ -64,19 +64,18 @@ struct State {
 }
 
 impl Observer {
-    /// An observer of what `tap` sees. `enforcer` is the kind of enforcer in use, or why there is none; without one, no mode
-    /// of `policy` may be [`Mode::Enforce`].
+    /// An observer of what `tap` sees. Where `policy` enforces anything, `enforcement` has been set up.
     pub fn new(
         tap: Tap,
         methods: Vec<String>,
         policy: Policy,
-        enforcer: Result<&'static str, String>,
+        enforcement: Enforcement,
     ) -> Arc<Self> {
         let inventory = Inventory::new(methods.len());
         Arc::new(Self {
-            enforcer,
             state: Mutex::new(State {
                 tap,
+                enforcement,
                 inventory,
                 policy,
                 methods,
@@ -103,6 +102,9 @@ impl Observer {
         let mut events = events.map(Events::new).transpose()?;
         {
             let mut state = self.state();
+            if state.enforcement.adopted() {
+                state.resume();
+            }
             state.look();
             state.ready = true;
             tracing::info!(
@@ -115,13 +117,25 @@ impl Observer {
         let mut farewell = tokio::time::interval(FAREWELL);
         farewell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let ending = !self.state().ending.is_empty();
+            let (ending, due) = {
+                let state = self.state();
+                (!state.ending.is_empty(), state.enforcement.due())
+            };
             tokio::select! {
                 result = next(&mut events, |event| self.state().event(event)) => result?,
+                () = until(due) => self.state().join(),
                 _ = farewell.tick(), if ending => self.state().farewell(),
                 _ = tick.tick() => self.state().tick(),
             }
         }
+    }
+}
+
+/// Until then; for ever, if there is no such moment.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -154,7 +168,41 @@ impl State {
                     self.ended(event.tgid);
                 }
             }
+            event::CONNECT => {
+                self.enforcement.want(event.tgid);
+                self.join();
+            }
             _ => {}
+        }
+    }
+
+    /// Puts the gate before what waits for it.
+    fn join(&mut self) {
+        self.enforcement.work(&self.tap);
+    }
+
+    /// Goes on where another agent stopped: its programs have watched these processes meanwhile.
+    fn resume(&mut self) {
+        let targets: Vec<(u32, Target)> = self.tap.targets.iter().flatten().collect();
+        for (tgid, target) in targets {
+            if !proc::runs(tgid) {
+                let _ = self.tap.targets.remove(&tgid);
+                self.rest(target.slot);
+                continue;
+            }
+            self.born(ProcEvent {
+                kind: event::EXEC,
+                tgid,
+                parent: 0,
+                slot: target.slot,
+                generation: target.generation,
+            });
+        }
+        let connections: Vec<_> = self.tap.connections.keys().flatten().collect();
+        for key in connections {
+            if self.tap.targets.get(&key.tgid, 0).is_err() {
+                let _ = self.tap.connections.remove(&key);
+            }
         }
     }
 
@@ -280,6 +328,13 @@ impl State {
         }
         let now = SystemTime::now();
         let arrived = self.inventory.add(pid, identity.clone(), slot, ruling, now);
+        for old in self.enforcement.old_mut() {
+            old.rule(pid, target.verdict);
+        }
+        if target.verdict == verdict::REJECTED {
+            self.enforcement.want(pid);
+            self.join();
+        }
         arrived.then_some(identity)
     }
 
@@ -288,6 +343,14 @@ impl State {
             return;
         }
         let _ = self.tap.targets.remove(&pid);
+        let identity = self.inventory.identity(pid).cloned();
+        let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();
+        for (slot, identity) in elsewhere.iter().zip(identity.iter().cycle()) {
+            self.inventory.bank(identity, slot);
+        }
+        for old in self.enforcement.old_mut() {
+            old.forget(pid);
+        }
         if let Some(identity) = self.bank(pid) {
             log("replica gone", &identity, None);
         }
@@ -344,6 +407,7 @@ impl State {
             }
         }
         self.inventory.expire(SystemTime::now());
+        self.enforcement.tick(&self.tap);
         let lost = self.totals().events_lost;
         let blind = !(self.tap.attached("proc_exec")
             && self.tap.attached("proc_newtask")
@@ -422,6 +486,7 @@ impl State {
             tap,
             inventory,
             policy,
+            enforcement,
             ..
         } = self;
         inventory.rule(|identity| policy.ruling(identity));
@@ -438,9 +503,15 @@ impl State {
             if Some(target.slot) != inventory.slot(pid) || target.verdict == verdict {
                 continue;
             }
+            for old in enforcement.old_mut() {
+                old.rule(pid, verdict);
+            }
             let result = tap
                 .targets
                 .insert(pid, Target { verdict, ..target }, OLD_ONLY);
+            if result.is_ok() && verdict == verdict::REJECTED {
+                enforcement.want(pid);
+            }
             if let Err(error) = result
                 && tap.targets.get(&pid, 0).is_ok()
             {
@@ -521,7 +592,7 @@ fn calls(slot: &Slot) -> u64 {
 }
 
 /// Nanoseconds since boot, as `bpf_ktime_get_boot_ns` has them.
-fn since_boot() -> u64 {
+pub fn since_boot() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
@@ -534,22 +605,40 @@ impl Engine for Observer {
         let missed: u64 = programs.iter().filter_map(|p| p.missed).sum();
         let nobodys = state.tap.slots.get(0).as_ref().map_or(0, calls);
         let read = |slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO);
+        let mut replicas = state.inventory.replicas(read);
+        for status in &mut replicas {
+            for pid in status.pids.clone() {
+                for slot in state.enforcement.counted(pid) {
+                    state.inventory.include(status, pid, &slot);
+                }
+            }
+        }
+        let failures = Failure::ALL.into_iter().map(|why| {
+            let mut n = totals.failures[why as usize];
+            if why == Failure::Candidate {
+                n += state.inventory.missed(read);
+            }
+            (why.name(), n)
+        });
+        let enforcer = state.enforcement.kind();
+        let mut warnings: Vec<String> = state.warnings.iter().cloned().collect();
+        warnings.extend(state.enforcement.warnings());
         Snapshot {
             mode: state.policy.node_mode(),
             overrides: state.policy.overrides(),
             methods: state.methods.clone(),
             tap: "tracepoint",
-            enforcer: self.enforcer.as_ref().ok().copied(),
-            enforcer_reason: self.enforcer.as_ref().err().cloned(),
+            enforcer: enforcer.as_ref().ok().copied(),
+            enforcer_reason: enforcer.err(),
             programs,
-            replicas: state.inventory.replicas(read),
-            failures: vec![("candidate", state.inventory.missed(read))],
+            replicas,
+            failures: failures.collect(),
             unparsed: Reason::ALL
                 .into_iter()
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
                 .collect(),
             events_lost: totals.events_lost + state.orphaned + nobodys + missed,
-            warnings: state.warnings.iter().cloned().collect(),
+            warnings,
         }
     }
 
@@ -563,12 +652,19 @@ impl Engine for Observer {
 
     fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused> {
         let mut state = self.state();
-        if let Some(refused) = refusal(&change, &self.enforcer, &state.methods) {
+        if let Some(refused) = refusal(&change, &state.enforcement.kind(), &state.methods) {
             return Err(refused);
         }
         let (mode, selector) = (change.mode, change.selector.clone());
+        if mode == Mode::Enforce {
+            let State { tap, enforcement, .. } = &mut *state;
+            enforcement
+                .enforce(tap)
+                .map_err(|e| ModeRefused::NoEnforcer(crate::errors::chain(&e)))?;
+        }
         state.policy.change(change.clone())?;
         let failed = state.rule();
+        state.join();
         let matched = state.inventory.living().filter(|i| selector.matches(i));
         let mut warnings = advice(&change, matched.count(), state.policy.rules.len());
         warnings.extend(failed);

@@ -15,11 +15,12 @@ use crate::api::server::ServeError;
 use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
 use crate::engine::{self, Engine, Handle};
+use crate::enforce::{Enforcement, Plan};
 use crate::export::http::{self, ListenError};
 use crate::observer::Observer;
 use crate::policy::Policy;
 use crate::settings::Settings;
-use crate::tap;
+use crate::tap::Tap;
 
 /// How long answers that are under way may take once the agent was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -38,14 +39,18 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         let shutdown = Shutdown::install()?;
         // Before anything is attached: an agent that can't be asked must not observe.
         let bound = Bound::new(settings).await?;
-        let enforcer = Err("this build has no enforcer yet".to_owned());
-        require(&settings.policy, &enforcer)?;
-        let methods = settings.methods.clone();
-        let tap = tokio::task::spawn_blocking(move || tap::start(&methods))
+        let plan = Plan {
+            pin_dir: settings.pin_dir.clone(),
+            lease: settings.lease,
+            methods: settings.methods.clone(),
+        };
+        let enforces = settings.policy.enforces();
+        let start = move || start(plan, enforces);
+        let (enforcement, tap) = tokio::task::spawn_blocking(start)
             .await
             .context("the tap's thread")??;
         let methods = settings.methods.clone();
-        let observer = Observer::new(tap, methods, settings.policy.clone(), enforcer);
+        let observer = Observer::new(tap, methods, settings.policy.clone(), enforcement);
         // Scrapes are answered while the observer still looks around; `/readyz` says when it has.
         tokio::select! {
             result = Arc::clone(&observer).run() => result.context("following the processes of the node")?,
@@ -57,19 +62,22 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     result
 }
 
-/// Why the agent doesn't start where it can't do what it was told.
+/// Why the agent doesn't start where it can't do what it was told: nobody who asks for enforcement gets less without noticing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "mode enforce is configured, and this node can't enforce: {0}; `pendguard doctor` says more, and mode audit needs none of it"
 )]
 struct NoEnforcer(String);
 
-/// Nobody who asks for enforcement gets less without noticing.
-fn require(policy: &Policy, enforcer: &Result<&'static str, String>) -> Result<(), NoEnforcer> {
-    match enforcer {
-        Err(reason) if policy.enforces() => Err(NoEnforcer(reason.clone())),
-        _ => Ok(()),
+/// Makes the tap, or takes over what is pinned; and sets enforcement up where the configuration asks for it.
+fn start(plan: Plan, enforces: bool) -> anyhow::Result<(Enforcement, Tap)> {
+    let (mut enforcement, mut tap) = Enforcement::begin(plan)?;
+    if enforces {
+        enforcement
+            .enforce(&mut tap)
+            .map_err(|e| NoEnforcer(crate::errors::chain(&e)))?;
     }
+    Ok((enforcement, tap))
 }
 
 /// What the agent is asked through, taken but not yet served.
