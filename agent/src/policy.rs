@@ -411,7 +411,7 @@ mod tests {
             namespace: None,
             pod: None,
         };
-        assert_eq!(policy.overrides(), [everything.clone()]);
+        assert_eq!(policy.overrides(), std::slice::from_ref(&everything));
         // And then one pod again.
         policy
             .change(change(Mode::Audit, Some("payments"), Some("p")))
