@@ -199,6 +199,7 @@ func (g *generator) service() *grpc.ServiceDesc {
 // runSource serves until it is told to stop.
 func runSource() error {
 	flags := flag.NewFlagSet("source", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // What is wrong is reported like everything else.
 	socket := flags.String("socket", "", "the Unix socket to listen on")
 	info := flags.String("server-info", "", "the server-info file (default: SOCKET.server-info)")
 	messageBytes := flags.Int("message-bytes", 1024, "bytes of a payload")

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections import deque
 from datetime import datetime, timezone
@@ -160,6 +161,8 @@ def main():
     generator, failures = Generator(arguments.message_bytes, arguments.pending_value), []
     server = SourceAsyncServer(generator, sock_path=arguments.socket, server_info_file=arguments.server_info)
     threading.Thread(target=commands, args=(generator, arguments, failures), daemon=True).start()
+    # The SDK makes a coroutine for a graceful end and then gives it to nobody.
+    warnings.filterwarnings("ignore", message="coroutine .*server_graceful_shutdown", category=RuntimeWarning)
     server.start()
     if failures:
         emit(event="error", message=failures[0])

@@ -190,9 +190,12 @@ impl Source {
     pub fn connections(&self) -> std::io::Result<usize> {
         // An accepted socket carries the listener's path; it is in the list of the process's network namespace.
         let table = std::fs::read_to_string(format!("/proc/{}/net/unix", self.pid()))?;
+        // pynumaflow's has three slashes at its beginning: it asks the C core for `unix://` and the path.
+        let bare = |path: &str| path.trim_start_matches('/').to_owned();
+        let socket = bare(&self.listening.socket);
         let accepted = |line: &&str| {
             let mut columns = line.split_ascii_whitespace();
-            columns.nth(5) == Some(CONNECTED) && columns.nth(1) == Some(&*self.listening.socket)
+            columns.nth(5) == Some(CONNECTED) && columns.nth(1).map(bare).as_ref() == Some(&socket)
         };
         Ok(table.lines().filter(accepted).count())
     }
