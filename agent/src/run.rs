@@ -18,7 +18,6 @@ use crate::engine::{self, Engine, Handle};
 use crate::enforce::{Enforcement, Plan};
 use crate::export::http::{self, ListenError};
 use crate::observer::Observer;
-use crate::policy::Policy;
 use crate::settings::Settings;
 use crate::tap::Tap;
 

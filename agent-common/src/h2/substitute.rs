@@ -65,14 +65,14 @@ pub struct Substitute {
     /// The plain spelling, and the Huffman coded one.
     pub spellings: [Spelling; 2],
     /// Room behind the last octet, so that a verifier who knows only how large positions and lengths can be is content.
-    pub slack: [u8; 128],
+    pub slack: [u8; 256],
 }
 
 impl Substitute {
     /// None.
     pub const NONE: Self = Self {
         spellings: [Spelling::NONE; 2],
-        slack: [0; 128],
+        slack: [0; 256],
     };
 }
 

@@ -20,6 +20,8 @@ use rustix::mount::{MountFlags, mount};
 const BPFFS: i64 = 0xcafe_4a11;
 /// Where bpffs belongs.
 const HOME: &str = "/sys/fs/bpf";
+/// The initial mount namespace, where the kernel gives it a fixed number (6.17); elsewhere it is that of process 1.
+const INITIAL_MOUNT_NAMESPACE: &str = "mnt:[4026531832]";
 /// Of a directory that is being filled: what is in it enforces nothing yet.
 const UNFINISHED: &str = "new-";
 
@@ -241,8 +243,9 @@ pub fn not_mountable(root: &Path) -> Option<String> {
         return Some(format!("mount one there, or use a directory below {HOME}"));
     }
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let host = namespace("1");
-    if host.is_none() || host != namespace("self") {
+    let mine = namespace("self");
+    let initial = mine.as_deref() == Some(Path::new(INITIAL_MOUNT_NAMESPACE));
+    if !initial && (mine.is_none() || mine != namespace("1")) {
         return Some(format!("mount the host's {HOME} into the container"));
     }
     None
