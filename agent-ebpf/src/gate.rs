@@ -23,8 +23,9 @@ use crate::maps::{
     CONNECTIONS, GATED, GATES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, failed, leased,
 };
 
-/// Steps that one run of a walk makes; see `tap::STEPS`.
-const STEPS: u32 = 64;
+/// Steps that one run of the walk makes; a watched path ends it too. What is done for a path stands before the steps, not in
+/// them: the verifier would walk it once a step. So one buffer may take 33 watched calls and some 1,000 steps.
+const STEPS: u32 = 32;
 
 /// `SK_PASS`: the buffer goes to the socket. Nothing else is ever returned.
 const PASS: u32 = 1;
@@ -62,6 +63,10 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
     // SAFETY: it is a map value that the agent wrote before it attached anything.
     let paths = unsafe { &*paths };
     let buffer = Buffer { g, ctx: &ctx };
+    if g.segments.found() {
+        edit::apply(&g.conn, &buffer);
+        count(g);
+    }
     for _ in 0..STEPS {
         if g.left.get() == 0 {
             return PASS;
@@ -74,11 +79,18 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
                     return PASS;
                 }
             }
-            Outcome::Request => request(g),
+            Outcome::Request => {
+                if g.conn.path.get() == walk::UNRESOLVED {
+                    unresolved(g);
+                }
+            }
             Outcome::Fault(_) => {
                 lost(g);
                 return PASS;
             }
+        }
+        if g.segments.found() {
+            break;
         }
     }
     // SAFETY: as in `gate`.
@@ -170,55 +182,42 @@ fn target(g: &Gated) -> Option<&'static Target> {
     }
 }
 
-/// A request's header block ended.
+/// Counts a call by the class of its path: [`walk::LATCHED`] and on were rejected, whatever the policy says now.
 #[inline(always)]
-fn request(g: &Gated) {
+fn count(g: &Gated) {
     let class = g.conn.path.get();
-    if class < walk::WATCHED {
-        return;
-    }
     let Some(target) = target(g) else {
         return;
     };
     let Some(slot) = SLOTS.get_ptr_mut(target.slot) else {
         return;
     };
-    count(slot, target.verdict, class, || {
-        g.segments.failure().unwrap_or(if leased() {
-            // Rejection began between the path and the end of its header block.
-            Failure::Joining
-        } else {
-            Failure::Lease
-        })
-    });
-    if class >= walk::LATCHED && class != walk::UNRESOLVED {
-        latched(g, slot);
-    }
-}
-
-/// Counts a request by its class under enforcement: [`walk::LATCHED`] and on were rejected, whatever the policy says now.
-#[inline(always)]
-pub fn count(slot: *mut Slot, ruling: u32, class: u32, why: impl FnOnce() -> Failure) {
-    if class == walk::UNRESOLVED {
-        if ruling != verdict::OFF {
-            // SAFETY: the pointer leads into the slot, which is a map value.
-            unsafe { add(&raw mut (*slot).unresolved, 1) };
-        }
-        return;
-    }
     let (path, column) = if class >= walk::LATCHED {
+        latched(g, slot);
         (class - walk::LATCHED, verdict::REJECTED)
-    } else if ruling == verdict::REJECTED {
-        failed(why(), 1);
+    } else if target.verdict == verdict::REJECTED {
+        failed(g.segments.failure().unwrap_or(Failure::Lease), 1);
         (class - walk::WATCHED, verdict::ADMITTED)
     } else {
-        (class - walk::WATCHED, ruling)
+        (class - walk::WATCHED, target.verdict)
     };
     if column != verdict::OFF {
         let path = path as usize & (MAX_PATHS - 1);
         let column = column as usize & (verdict::COUNT - 1);
-        // SAFETY: as above, and both indices are masked.
+        // SAFETY: the pointer leads into the slot, which is a map value, and both indices are masked.
         unsafe { add(&raw mut (*slot).calls[path][column], 1) };
+    }
+}
+
+/// Counts a call whose method is not known.
+#[inline(always)]
+fn unresolved(g: &Gated) {
+    if let Some(target) = target(g)
+        && target.verdict != verdict::OFF
+        && let Some(slot) = SLOTS.get_ptr_mut(target.slot)
+    {
+        // SAFETY: the pointer leads into the slot, which is a map value.
+        unsafe { add(&raw mut (*slot).unresolved, 1) };
     }
 }
 

@@ -657,7 +657,9 @@ impl Engine for Observer {
         }
         let (mode, selector) = (change.mode, change.selector.clone());
         if mode == Mode::Enforce {
-            let State { tap, enforcement, .. } = &mut *state;
+            let State {
+                tap, enforcement, ..
+            } = &mut *state;
             enforcement
                 .enforce(tap)
                 .map_err(|e| ModeRefused::NoEnforcer(crate::errors::chain(&e)))?;

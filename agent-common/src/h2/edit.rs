@@ -7,7 +7,7 @@
 
 use super::paths::Paths;
 use super::substitute::{INDEX, Spelling, Substitute};
-use super::walk::{self, Conn, LATCHED, Outcome, Source, WATCHED};
+use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
 use crate::abi::Failure;
 use crate::vol::Vol;
 
@@ -25,9 +25,30 @@ pub struct Segments {
     count: Vol<u32>,
     /// Why the last watched path was not substituted ([`Failure`]'s number + 1), or 0.
     failed: Vol<u32>,
+    /// One of [`found`].
+    found: Vol<u32>,
+    /// Fills up.
+    reserved: Vol<u32>,
+    /// Where the index lies that was found.
+    index: Vol<u64>,
+}
+
+/// What a step has passed.
+mod found {
+    pub const NOTHING: u32 = 0;
+    pub const LITERAL: u32 = 1;
+    pub const INDEX: u32 = 2;
+    pub const LONG_INDEX: u32 = 3;
+    pub const LATCHED: u32 = 4;
 }
 
 impl Segments {
+    /// Whether the last step passed a watched path.
+    #[inline(always)]
+    pub fn found(&self) -> bool {
+        self.found.get() != found::NOTHING
+    }
+
     /// Forgets the pieces: another send begins, in which what was sent before can't be reached.
     #[inline(always)]
     pub fn forget(&self) {
@@ -99,8 +120,8 @@ pub trait Edit: Source {
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure>;
 }
 
-/// [`walk::step`], and what an enforcer does behind it. Where it reports [`Outcome::Request`], a path of class
-/// [`LATCHED`] + n is that of a rejected call.
+/// [`walk::step`]. Where it has passed a watched path, [`Segments::found`] says so, and [`apply`] must follow before the next
+/// step. (In one function, a verifier would walk all of it at each step.)
 #[inline(always)]
 pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome {
     let segments = s.segments();
@@ -115,28 +136,58 @@ pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome 
     let one = c.at_field();
     let outcome = walk::step(c, s, p, strict);
     let after = c.path.get();
-    if after == before || !(WATCHED..LATCHED).contains(&after) {
-        return outcome;
-    }
-    segments.failed.set(0);
-    if literal.is_some() {
-        let begun = c.is_substituted();
-        if s.reject(segments.first(), begun) {
-            match substitute(c, s, after - WATCHED, begun) {
-                Ok(()) => c.set_latched(true),
-                Err(why) => segments.fail(why),
-            }
-        }
-    } else if s.reject(place, false) {
-        if !one {
-            segments.fail(Failure::LongIndex);
-        } else if let Err(why) = s.index(place, INDEX) {
-            segments.fail(why);
+    if after != before && (WATCHED..UNRESOLVED).contains(&after) {
+        segments.found.set(if after >= LATCHED {
+            found::LATCHED
+        } else if literal.is_some() {
+            found::LITERAL
+        } else if one {
+            segments.index.set(place);
+            found::INDEX
         } else {
-            c.set_latched(false);
-        }
+            found::LONG_INDEX
+        });
     }
     outcome
+}
+
+/// Rejects the call whose path was found, if it is to be: its class becomes [`LATCHED`] + n. It is that already where the
+/// path is an entry of the table that was substituted: that call can't be admitted any more.
+#[inline(always)]
+pub fn apply<S: Edit>(c: &Conn, s: &S) {
+    let segments = s.segments();
+    let kind = segments.found.get();
+    segments.found.set(found::NOTHING);
+    segments.failed.set(0);
+    let path = c.path.get();
+    if !(WATCHED..LATCHED).contains(&path) {
+        return;
+    }
+    match kind {
+        found::LITERAL => {
+            let begun = c.is_substituted();
+            if s.reject(segments.first(), begun) {
+                match substitute(c, s, path - WATCHED, begun) {
+                    Ok(()) => c.set_latched(true),
+                    Err(why) => segments.fail(why),
+                }
+            }
+        }
+        found::INDEX => {
+            let place = segments.index.get();
+            if s.reject(place, false) {
+                match s.index(place, INDEX) {
+                    Ok(()) => c.set_latched(false),
+                    Err(why) => segments.fail(why),
+                }
+            }
+        }
+        _ => {
+            if s.reject(0, false) {
+                segments.fail(Failure::LongIndex);
+            }
+        }
+    }
 }
 
 /// Overwrites the literal that was just passed.

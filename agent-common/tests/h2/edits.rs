@@ -138,7 +138,11 @@ fn enforce(bytes: &[u8], cuts: &Cuts, reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
             let mode = *begun.get_or_insert_with(|| begin(&conn, &source, total));
             assert!(matches!(mode, Begin::Fresh | Begin::Follow), "{mode:?}");
             while source.left() > 0 {
-                match edit::step(&conn, &source, &*paths, false) {
+                let outcome = edit::step(&conn, &source, &*paths, false);
+                if segments.found() {
+                    edit::apply(&conn, &source);
+                }
+                match outcome {
                     Outcome::Continue => {}
                     Outcome::Starved => source.load(),
                     Outcome::Request => requests.push((conn.last_stream.get(), conn.path.get())),

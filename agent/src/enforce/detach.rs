@@ -57,12 +57,15 @@ fn one(directory: PathBuf) -> Detached {
             return pins::remove(&directory);
         }
         for prefix in ["link_", "prog_", "map_"] {
-            pins::remove_files(&directory, |name| name.starts_with(prefix) && !KEPT.contains(&name))?;
+            pins::remove_files(&directory, |name| {
+                name.starts_with(prefix) && !KEPT.contains(&name)
+            })?;
         }
         Ok(())
     })();
     // What is left of an earlier `detach`, or was never whole, has no map that could be read but the gate's.
-    let result = result.or_else(|e: std::io::Error| rest(&directory, &mut connections).map_err(|_| e));
+    let result =
+        result.or_else(|e: std::io::Error| rest(&directory, &mut connections).map_err(|_| e));
     let reason = match &result {
         Err(e) => Some(e.to_string()),
         Ok(()) if connections > 0 => Some(format!(

@@ -100,7 +100,9 @@ impl Old {
     /// What it counted for a process.
     pub fn slot(&self, pid: u32) -> Option<Slot> {
         let target = self.targets.get(&pid, 0).ok()?;
-        (target.slot != 0).then(|| self.slots.get(target.slot)).flatten()
+        (target.slot != 0)
+            .then(|| self.slots.get(target.slot))
+            .flatten()
     }
 
     /// Sets what a process's calls count as.
@@ -120,7 +122,9 @@ impl Old {
     /// Removes its pins: nothing is behind its gate any more.
     pub fn remove(&self) {
         match pins::remove(&self.directory) {
-            Ok(()) => tracing::info!(directory = %self.directory.display(), "another build's pins removed"),
+            Ok(()) => {
+                tracing::info!(directory = %self.directory.display(), "another build's pins removed")
+            }
             Err(e) => tracing::warn!(directory = %self.directory.display(), "not removed: {e}"),
         }
     }

@@ -29,9 +29,7 @@ const UNFINISHED: &str = "new-";
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// The directory isn't on a bpffs.
-    #[error(
-        "{path} is not on a bpffs, where alone enforcement can outlive the agent: {reason}"
-    )]
+    #[error("{path} is not on a bpffs, where alone enforcement can outlive the agent: {reason}")]
     NoBpffs {
         /// The pin directory.
         path: PathBuf,
@@ -120,11 +118,12 @@ impl Pins {
     }
 
     /// Pins by `pin`, which is given an empty directory: all of it or nothing.
-    pub fn fill<T>(
-        &self,
-        pin: impl FnOnce(&Path) -> Result<T, PinError>,
-    ) -> Result<T, PinError> {
-        let name = self.current.file_name().unwrap_or_default().to_string_lossy();
+    pub fn fill<T>(&self, pin: impl FnOnce(&Path) -> Result<T, PinError>) -> Result<T, PinError> {
+        let name = self
+            .current
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy();
         let unfinished = self.root.join(format!("{UNFINISHED}{name}"));
         // What an agent left that was killed at this point.
         remove(&unfinished).map_err(|e| PinError::at(&unfinished, &e))?;
@@ -169,7 +168,8 @@ fn holder(file: &File) -> Option<String> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let of = words.get(5)?.rsplit(':').next()?;
-        (words.get(1) == Some(&"FLOCK") && of == inode).then(|| (*words.get(4)?).to_owned().into())?
+        (words.get(1) == Some(&"FLOCK") && of == inode)
+            .then(|| (*words.get(4)?).to_owned().into())?
     })
 }
 
@@ -231,8 +231,14 @@ fn mount_bpffs(root: &Path) -> Result<(), PinError> {
     if let Some(why) = not_mountable(root) {
         return Err(refused(why));
     }
-    mount("bpf", HOME, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
-        .map_err(|e| refused(format!("mounting one on {HOME} failed: {e}")))?;
+    mount(
+        "bpf",
+        HOME,
+        "bpf",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        None,
+    )
+    .map_err(|e| refused(format!("mounting one on {HOME} failed: {e}")))?;
     tracing::info!("mounted a bpffs on {HOME}");
     Ok(())
 }

@@ -26,7 +26,7 @@ use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, SkSkb, TracePoint};
+use aya::programs::{ProgramError, ProgramInfo, SkSkb, TracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use self::counters::MappedArray;
@@ -140,11 +140,18 @@ struct GateMaps {
 struct Maps<'a>(&'a mut dyn FnMut(&'static str) -> Result<Map, TapError>);
 
 impl Maps<'_> {
-    fn take<M: TryFrom<Map, Error = MapError>>(&mut self, name: &'static str) -> Result<M, TapError> {
+    fn take<M: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<M, TapError> {
         M::try_from((self.0)(name)?).map_err(|e| map_error(name, &e))
     }
 
-    fn mapped<T: Copy>(&mut self, name: &'static str, len: u32) -> Result<MappedArray<T>, TapError> {
+    fn mapped<T: Copy>(
+        &mut self,
+        name: &'static str,
+        len: u32,
+    ) -> Result<MappedArray<T>, TapError> {
         MappedArray::new((self.0)(name)?, len).map_err(|e| io_error(name, &e))
     }
 
@@ -210,8 +217,8 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
             .set(number, value, 0)
             .map_err(|e| map_error("SUBSTITUTES", &e))?;
     }
-    let mut free_slots: Queue<_, u32> =
-        Queue::try_from(duplicate(&ebpf, "FREE_SLOTS")?).map_err(|e| map_error("FREE_SLOTS", &e))?;
+    let mut free_slots: Queue<_, u32> = Queue::try_from(duplicate(&ebpf, "FREE_SLOTS")?)
+        .map_err(|e| map_error("FREE_SLOTS", &e))?;
     for slot in 1..MAX_SLOTS {
         free_slots
             .push(slot, 0)
@@ -236,7 +243,11 @@ pub fn adopt(directory: &Path) -> Result<Tap, TapError> {
             .and_then(Map::from_map_data)
             .map_err(|e| map_error(name, &e))
     };
-    let programs = HOOKS.iter().chain(&HOLDS).map(|hook| adopted(directory, hook)).collect();
+    let programs = HOOKS
+        .iter()
+        .chain(&HOLDS)
+        .map(|hook| adopted(directory, hook))
+        .collect();
     Maps(&mut by_name).tap(None, programs, Vec::new())
 }
 
@@ -250,8 +261,14 @@ fn adopted(directory: &Path, hook: &Hook) -> Attached {
             hook: hook.place(),
             error: match (&program, linked) {
                 (Ok(_), true) => None,
-                (Err(e), _) => Some(format!("not found pinned: {e}. Without it {}", hook.without)),
-                (Ok(_), false) => Some(format!("its link is not pinned. Without it {}", hook.without)),
+                (Err(e), _) => Some(format!(
+                    "not found pinned: {e}. Without it {}",
+                    hook.without
+                )),
+                (Ok(_), false) => Some(format!(
+                    "its link is not pinned. Without it {}",
+                    hook.without
+                )),
             },
             verified_instructions: None,
             missed: None,
@@ -274,7 +291,11 @@ fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<Map, TapError> {
         name,
         reason: "not in the object".into(),
     })?;
-    let fd = data(map).fd().as_fd().try_clone_to_owned().map_err(|e| io_error(name, &e))?;
+    let fd = data(map)
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|e| io_error(name, &e))?;
     MapData::from_fd(fd)
         .and_then(Map::from_map_data)
         .map_err(|e| map_error(name, &e))
@@ -287,7 +308,10 @@ fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, TapError> {
         .filter(|(name, _)| !name.starts_with('.'))
         .map(|(name, map)| {
             let fd = data(map).fd().as_fd().try_clone_to_owned();
-            Ok((name.to_owned(), fd.map_err(|e| io_error("descriptors", &e))?))
+            Ok((
+                name.to_owned(),
+                fd.map_err(|e| io_error("descriptors", &e))?,
+            ))
         })
         .collect()
 }
@@ -381,12 +405,15 @@ fn try_attach(
     check_format(hook, tracefs)?;
     let program = tracepoint(ebpf, hook.program)?;
     program.load().map_err(|e| chain(&e))?;
-    attached.status.verified_instructions = verified(program);
+    attached.status.verified_instructions = verified(program.info().ok());
     let id = program
         .attach(hook.category, hook.name)
         .map_err(|e| chain(&e))?;
     let link = program.take_link(id).map_err(|e| chain(&e))?;
-    attached.program = program.fd().ok().and_then(|fd| fd.as_fd().try_clone_to_owned().ok());
+    attached.program = program
+        .fd()
+        .ok()
+        .and_then(|fd| fd.as_fd().try_clone_to_owned().ok());
     // 5.15, as the programs: before, a perf event can't be pinned.
     attached.link = Some(FdLink::try_from(link).map_err(|e| chain(&e))?);
     Ok(())
@@ -456,8 +483,8 @@ impl Tap {
             gates
                 .set(place, fd, 0)
                 .map_err(|e| map_error("GATES", &e))?;
-            let sockets: SockHash<_, u64> = SockHash::try_from(duplicate(ebpf, "GATE")?)
-                .map_err(|e| map_error("GATE", &e))?;
+            let sockets: SockHash<_, u64> =
+                SockHash::try_from(duplicate(ebpf, "GATE")?).map_err(|e| map_error("GATE", &e))?;
             let refused = |e: ProgramError| GateError::Program(GATE, chain(&e));
             let program = sk_skb(ebpf, GATE)?;
             let link = program.attach(sockets.fd()).map_err(refused)?;
@@ -542,8 +569,12 @@ pub fn probe() -> ProbeResult {
     let hooks = HOOKS
         .iter()
         .map(|hook| (hook.program, hook.place(), hook.required));
+    let holds = HOLDS.iter().map(|hook| (hook.program, hook.place(), false));
+    let gate = [GATE, GATE_WALK.1].map(|name| (name, "sk_skb/stream_verdict".to_owned(), false));
     let programs: Vec<_> = walks
         .chain(hooks)
+        .chain(holds)
+        .chain(gate)
         .map(|(name, hook, required)| (trial(&mut ebpf, name, hook), required))
         .collect();
     let loads = |program: &ProgramProbe| program.outcome == Outcome::Supported;
@@ -580,10 +611,7 @@ pub fn probe() -> ProbeResult {
 }
 
 fn trial(ebpf: &mut Ebpf, name: &'static str, hook: String) -> ProgramProbe {
-    let loaded = tracepoint(ebpf, name).and_then(|program| {
-        program.load().map_err(|e| chain(&e))?;
-        Ok(verified(program))
-    });
+    let loaded = load(ebpf, name).map(verified);
     let (outcome, verified_instructions, detail) = match loaded {
         Ok(verified) => (Outcome::Supported, verified, String::new()),
         Err(reason) => (Outcome::NotSupported, None, reason),
@@ -597,10 +625,19 @@ fn trial(ebpf: &mut Ebpf, name: &'static str, hook: String) -> ProgramProbe {
     }
 }
 
+/// Loads a program, whatever its kind.
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Option<ProgramInfo>, String> {
+    let info = if name == GATE || name == GATE_WALK.1 {
+        sk_skb(ebpf, name).map_err(|e| chain(&e))?.info()
+    } else {
+        let program = tracepoint(ebpf, name)?;
+        program.load().map_err(|e| chain(&e))?;
+        program.info()
+    };
+    Ok(info.ok())
+}
+
 /// Instructions that the verifier walked, where the kernel tells (5.16).
-fn verified(program: &TracePoint) -> Option<u32> {
-    program
-        .info()
-        .ok()
-        .and_then(|info| info.verified_instruction_count())
+fn verified(program: Option<ProgramInfo>) -> Option<u32> {
+    program.and_then(|info| info.verified_instruction_count())
 }
