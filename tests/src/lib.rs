@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bpffs;
 pub mod client;
 pub mod lines;
 pub mod payload;
