@@ -31,7 +31,7 @@ fn calls() -> u64 {
 async fn until_rejected(replica: &mut Replica) -> Result<()> {
     wait_for("a call is rejected", JOIN_LIMIT, async || {
         let called = replica.client.call(Method::PendingFn, 1).await?;
-        Ok((called.errors.get("UNIMPLEMENTED") == Some(&1)).then_some(()))
+        Ok((called.ok == 0).then_some(()))
     })
     .await
 }
@@ -57,8 +57,10 @@ async fn all(replica: &mut Replica, n: u64, admitted: bool) -> Result<()> {
             "{name}: {called:?}, {handled} handled"
         );
     } else {
+        // An index from before enforcement is answered like a call of `/`, for which grpc-go before 1.42 has another code.
+        let codes = ["UNIMPLEMENTED", "RESOURCE_EXHAUSTED"].map(|code| called.errors.get(code));
         ensure!(
-            called.errors.get("UNIMPLEMENTED") == Some(&n) && handled == 0,
+            codes.into_iter().flatten().sum::<u64>() == n && called.ok == 0 && handled == 0,
             "{name}: {called:?}, {handled} handled"
         );
     }
@@ -96,9 +98,6 @@ async fn detach(bpffs: &BpfFs) -> Result<(bool, Value)> {
 /// One replica's part: calls beside Read, Ack and IsReady; returns how the agent must have counted them.
 async fn load(mut replica: Replica, n: u64) -> Result<(Replica, u64)> {
     let rejected = matches!(replica.number, 1 | 2);
-    if rejected {
-        until_rejected(&mut replica).await?;
-    }
     let before = replica.source.stats().await?.pending;
     replica.client.background_on(RATE).await?;
     all(&mut replica, n, !rejected).await?;
@@ -117,17 +116,24 @@ async fn load(mut replica: Replica, n: u64) -> Result<(Replica, u64)> {
 async fn exact(client: ClientKind, source: SourceKind, n: u64) -> Result<()> {
     let bpffs = BpfFs::mount()?;
     let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
-    let mut tasks = JoinSet::new();
-    for number in 0..4 {
+    let mut replicas = Vec::new();
+    // pynumaflow doesn't start with a replica's number that is none.
+    let kinds = if source == SourceKind::Python { 3 } else { 4 };
+    for number in 0..kinds {
         let workload = format!("enforce-{client}");
-        tasks.spawn(async move {
-            let replica = if number == 3 {
-                Replica::start_unknown(&workload, client, source).await?
-            } else {
-                Replica::start(&workload, number, client, source).await?
-            };
-            load(replica, n).await
-        });
+        let mut replica = if number == 3 {
+            Replica::start_unknown(&workload, client, source).await?
+        } else {
+            Replica::start(&workload, number, client, source).await?
+        };
+        if matches!(number, 1 | 2) {
+            until_rejected(&mut replica).await?;
+        }
+        replicas.push(replica);
+    }
+    let mut tasks = JoinSet::new();
+    for replica in replicas {
+        tasks.spawn(load(replica, n));
     }
     let mut done = Vec::new();
     while let Some(result) = tasks.join_next().await {
