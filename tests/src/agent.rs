@@ -13,12 +13,14 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::scale::patience;
+
 /// How long the agent may take to be ready: it loads its programs, and the verifier takes its time on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// How long a condition may take to come true.
-pub const WAIT_LIMIT: Duration = Duration::from_secs(30);
+const WAIT_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -92,7 +94,7 @@ impl Agent {
     }
 
     async fn ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START_LIMIT;
+        let deadline = Instant::now() + patience(START_LIMIT);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 let log = (&mut self.log).await?;
@@ -103,7 +105,8 @@ impl Agent {
             }
             ensure!(
                 Instant::now() < deadline,
-                "the agent is not ready after {START_LIMIT:?}"
+                "the agent is not ready after {:?}",
+                patience(START_LIMIT)
             );
             tokio::time::sleep(LOOK).await;
         }
@@ -130,7 +133,7 @@ impl Agent {
         tokio::task::spawn_blocking(move || {
             let agent: ureq::Agent = ureq::Agent::config_builder()
                 .http_status_as_error(false)
-                .timeout_global(Some(Duration::from_secs(10)))
+                .timeout_global(Some(patience(Duration::from_secs(10))))
                 .build()
                 .into();
             let mut answer = agent.get(&url).call()?;
@@ -176,7 +179,7 @@ impl Agent {
         what: &str,
         mut condition: impl FnMut(&Scrape) -> bool,
     ) -> Result<Scrape> {
-        let deadline = Instant::now() + WAIT_LIMIT;
+        let deadline = self::deadline();
         loop {
             let scrape = self.scrape().await?;
             if condition(&scrape) {
@@ -184,7 +187,8 @@ impl Agent {
             }
             ensure!(
                 Instant::now() < deadline,
-                "not within {WAIT_LIMIT:?}: {what}\n{scrape:?}"
+                "not within {:?}: {what}\n{scrape:?}",
+                patience(WAIT_LIMIT)
             );
             tokio::time::sleep(LOOK).await;
         }
@@ -200,7 +204,7 @@ impl Agent {
     /// Sends SIGTERM, waits for a clean end, and returns the log.
     pub async fn stop(mut self) -> Result<Vec<String>> {
         self.signal(Signal::TERM)?;
-        let status = tokio::time::timeout(STOP_LIMIT, self.child.wait())
+        let status = tokio::time::timeout(patience(STOP_LIMIT), self.child.wait())
             .await
             .context("the agent does not stop")??;
         ensure!(status.success(), "the agent ended with {status}");
@@ -209,7 +213,7 @@ impl Agent {
 
     /// Waits for it to end by itself: exit code and log.
     pub async fn ended(mut self) -> Result<(Option<i32>, String)> {
-        let status = tokio::time::timeout(START_LIMIT, self.child.wait())
+        let status = tokio::time::timeout(patience(START_LIMIT), self.child.wait())
             .await
             .context("the agent goes on")??;
         Ok((status.code(), self.log.await?.join("\n")))
@@ -226,6 +230,11 @@ impl Agent {
         let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib * 1024)
     }
+}
+
+/// Until when a condition may take to come true.
+pub fn deadline() -> Instant {
+    Instant::now() + patience(WAIT_LIMIT)
 }
 
 /// An address on which nothing listens now.

@@ -17,4 +17,5 @@ pub mod proto;
 pub mod protocol;
 pub mod raw;
 pub mod record;
+pub mod scale;
 pub mod source;

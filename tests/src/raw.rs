@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::scale::patience;
+
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -53,7 +55,7 @@ impl Raw {
     }
 
     async fn line(&mut self, prefix: &str) -> Result<String> {
-        let line = tokio::time::timeout(LIMIT, self.lines.next_line())
+        let line = tokio::time::timeout(patience(LIMIT), self.lines.next_line())
             .await
             .context("raw.py does not answer")??
             .context("raw.py ended")?;

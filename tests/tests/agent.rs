@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Pod, WAIT_LIMIT, binary, free_address};
+use pendguard_tests::agent::{Agent, Pod, binary, deadline, free_address};
 use pendguard_tests::raw::Raw;
 use tokio::process::Command;
 
@@ -25,7 +25,7 @@ fn loaded() -> Result<BTreeSet<String>> {
 
 /// The kernel takes programs away a moment after the last descriptor is closed.
 async fn until_unloaded() -> Result<()> {
-    let deadline = Instant::now() + WAIT_LIMIT;
+    let deadline = deadline();
     while !loaded()?.is_empty() {
         ensure!(Instant::now() < deadline, "still loaded: {:?}", loaded()?);
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -78,7 +78,7 @@ async fn with_and_without_tracefs() -> Result<()> {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()?;
-        let deadline = Instant::now() + WAIT_LIMIT;
+        let deadline = deadline();
         loop {
             ensure!(child.try_wait()?.is_none(), "{script}: it ended");
             let status = Command::new(binary()?)

@@ -8,18 +8,23 @@ use anyhow::{Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
 use pendguard_tests::protocol::Method;
+use pendguard_tests::scale::{Scale, amount, patience, scale};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 /// Messages a second that each replica reads and acknowledges meanwhile.
-const RATE: u64 = 1000;
+fn rate() -> u64 {
+    amount(1000, 100)
+}
+
 const REPLICAS: u32 = 3;
 
-/// Calls of each replica: 10,000, or few with `cargo xtask test --fast`.
+/// Calls of each replica.
 fn calls() -> u64 {
-    match std::env::var("PENDGUARD_TEST_SCALE").as_deref() {
-        Ok("fast") => 500,
-        _ => 10_000,
+    match scale() {
+        Scale::Full => 10_000,
+        Scale::Fast => 500,
+        Scale::Vm => 200,
     }
 }
 
@@ -43,7 +48,7 @@ impl Replica {
         let source = Source::start(&source).await?;
         let mut options = ClientOptions {
             concurrency: Some(16),
-            limit: Duration::from_secs(180),
+            limit: patience(Duration::from_secs(180)),
             ..ClientOptions::default()
         };
         for (name, value) in pod.numa() {
@@ -67,7 +72,7 @@ impl Replica {
     /// what the handler counted.
     async fn load(&mut self, n: u64) -> Result<u64> {
         let before = self.source.stats().await?.pending;
-        self.client.background_on(RATE).await?;
+        self.client.background_on(rate()).await?;
         let called = self.client.call(Method::PendingFn, n).await?;
         let ready = self.client.call(Method::IsReady, n / 20).await?;
         let background = self.client.background_off().await?;
@@ -208,9 +213,12 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
 async fn in_the_middle(kind: ClientKind) -> Result<()> {
     let mut replicas = replicas(kind).await?;
     for replica in &mut replicas {
-        let called = replica.client.call(Method::PendingFn, 200).await?;
-        ensure!(called.ok == 200, "{called:?}");
-        replica.client.background_on(RATE).await?;
+        let called = replica
+            .client
+            .call(Method::PendingFn, amount(200, 50))
+            .await?;
+        ensure!(called.ok == amount(200, 50), "{called:?}");
+        replica.client.background_on(rate()).await?;
     }
     let agent = Agent::start(&[]).await?;
     agent

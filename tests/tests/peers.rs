@@ -5,6 +5,7 @@ use std::time::Duration;
 use pendguard_tests::client::connect::Target;
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, PeerError, Source, SourceOptions};
 use pendguard_tests::protocol::{Method, Tally};
+use pendguard_tests::scale::{amount, patience};
 use pendguard_tests::source::generator::Faults;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -14,9 +15,13 @@ const PENDING: i64 = 42;
 /// The replica that the source thinks it is; the SDK answers PartitionsFn with it.
 const REPLICA: &str = "3";
 /// Calls of each method.
-const CALLS: u64 = 200;
+fn calls() -> u64 {
+    amount(200, 50)
+}
 /// Messages per second in the background.
-const RATE: u64 = 2000;
+fn rate() -> u64 {
+    amount(2000, 200)
+}
 
 async fn source(directory: &TempDir) -> Source {
     let options = SourceOptions {
@@ -36,17 +41,17 @@ async fn drive(kind: ClientKind, source: &mut Source, target: &Target) -> Result
     assert_eq!(client.ready().client, kind.name());
     assert_eq!(client.ready().pid, client.pid());
 
-    client.background_on(RATE).await?;
+    client.background_on(rate()).await?;
     client.every(Duration::from_millis(10)).await?;
     for (method, value) in [
         (Method::PendingFn, PENDING.to_string()),
         (Method::IsReady, true.to_string()),
         (Method::PartitionsFn, REPLICA.to_owned()),
     ] {
-        let called = client.call(method, CALLS).await?;
-        assert_eq!(called.ok, CALLS, "{kind}: {called:?}");
+        let called = client.call(method, calls()).await?;
+        assert_eq!(called.ok, calls(), "{kind}: {called:?}");
         assert_eq!(called.errors, Tally::new(), "{kind}");
-        assert_eq!(called.values, Tally::from([(value, CALLS)]), "{kind}");
+        assert_eq!(called.values, Tally::from([(value, calls())]), "{kind}");
     }
     if matches!(target, Target::Unix(_)) {
         let connections = source.connections().expect("the source runs");
@@ -73,10 +78,10 @@ async fn drive(kind: ClientKind, source: &mut Source, target: &Target) -> Result
     let after = source.stats().await?;
     assert_eq!(
         after.pending - before.pending,
-        CALLS + every.count,
+        calls() + every.count,
         "{kind}"
     );
-    assert_eq!(after.partitions - before.partitions, CALLS, "{kind}");
+    assert_eq!(after.partitions - before.partitions, calls(), "{kind}");
     let messages = first.messages + second.messages;
     assert_eq!(after.messages - before.messages, messages, "{kind}");
     assert_eq!(after.acked - before.acked, messages, "{kind}");
@@ -129,7 +134,7 @@ async fn an_exhausted_source_has_nothing_pending() -> Result<(), PeerError> {
         while source.stats().await?.acked < total {}
         Ok::<(), PeerError>(())
     };
-    tokio::time::timeout(Duration::from_secs(20), done)
+    tokio::time::timeout(patience(Duration::from_secs(20)), done)
         .await
         .expect("the source is read to its end")?;
     let report = client.background_off().await?;
@@ -152,7 +157,7 @@ async fn a_dead_source_shows_in_the_background() -> Result<(), PeerError> {
             while client.call(Method::PendingFn, 1).await?.errors.is_empty() {}
             Ok::<(), PeerError>(())
         };
-        tokio::time::timeout(Duration::from_secs(20), failed)
+        tokio::time::timeout(patience(Duration::from_secs(20)), failed)
             .await
             .expect("calls fail")?;
         let report = client.background_off().await?;
@@ -221,10 +226,10 @@ async fn a_terminated_source_tells_its_counters() -> Result<(), PeerError> {
     let source = source(&directory).await;
     let options = ClientOptions::default();
     let mut client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
-    client.call(Method::PendingFn, CALLS).await?;
+    client.call(Method::PendingFn, calls()).await?;
     let pid = rustix::process::Pid::from_raw(source.pid().cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
-    assert_eq!(source.stopped().await?.pending, CALLS);
+    assert_eq!(source.stopped().await?.pending, calls());
     Ok(())
 }
 
@@ -242,9 +247,9 @@ async fn three_of_a_kind_run_at_once() -> Result<(), PeerError> {
                 let source = Source::start(&source).await?;
                 let options = ClientOptions::default();
                 let mut client = Client::start(kind, &source.unix(), &options).await?;
-                client.background_on(RATE).await?;
-                let called = client.call(Method::PartitionsFn, CALLS).await?;
-                assert_eq!(called.values, Tally::from([(replica.to_string(), CALLS)]));
+                client.background_on(rate()).await?;
+                let called = client.call(Method::PartitionsFn, calls()).await?;
+                assert_eq!(called.values, Tally::from([(replica.to_string(), calls())]));
                 assert!(client.background_off().await?.intact, "{kind}");
                 client.quit().await?;
                 source.quit().await
@@ -252,7 +257,7 @@ async fn three_of_a_kind_run_at_once() -> Result<(), PeerError> {
         }
         while let Some(replica) = replicas.join_next().await {
             let stats = replica.expect("the replica's task ends")?;
-            assert_eq!((stats.partitions, stats.pending), (CALLS, 0), "{kind}");
+            assert_eq!((stats.partitions, stats.pending), (calls(), 0), "{kind}");
         }
     }
     Ok(())

@@ -6,6 +6,7 @@ use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::raw::Raw;
+use pendguard_tests::scale::amount;
 
 const CALLS: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
 /// PendingFn as tonic sends it, on stream 1, in hexadecimal.
@@ -200,7 +201,7 @@ async fn malformed_http2() -> Result<()> {
 }
 
 async fn wait_received(raw: &mut Raw, fd: &str, bytes: usize) -> Result<()> {
-    let deadline = std::time::Instant::now() + pendguard_tests::agent::WAIT_LIMIT;
+    let deadline = pendguard_tests::agent::deadline();
     loop {
         let received: usize = raw.run(&format!("received {fd}")).await?.parse()?;
         if received == bytes {
@@ -313,7 +314,7 @@ async fn descriptors_that_come_back() -> Result<()> {
 /// The tap knows descriptors, not transports: every client over plaintext TCP counts the same.
 #[tokio::test]
 async fn plaintext_tcp() -> Result<()> {
-    const N: u64 = 300;
+    let calls = amount(300, 60);
     let agent = Agent::start(&[]).await?;
     let directory = tempfile::tempdir()?;
     let mut source = Source::start(&SourceOptions {
@@ -330,13 +331,13 @@ async fn plaintext_tcp() -> Result<()> {
         }
         let before = source.stats().await?.pending;
         let mut client = Client::start(kind, &target, &options).await?;
-        client.background_on(500).await?;
-        client.call(Method::PendingFn, N).await?;
+        client.background_on(amount(500, 100)).await?;
+        client.call(Method::PendingFn, calls).await?;
         client.background_off().await?;
         let handled = source.stats().await?.pending - before;
         let seen = counted(&agent, &pod).await?;
         ensure!(
-            handled == N && seen == N,
+            handled == calls && seen == calls,
             "{kind}: {seen} counted, {handled} handled"
         );
         client.quit().await?;

@@ -262,7 +262,7 @@ async fn sender(
 
 /// Waits until the agent watches `pid`.
 async fn watched(agent: &Agent, pid: u32) -> Result<()> {
-    let deadline = Instant::now() + pendguard_tests::agent::WAIT_LIMIT;
+    let deadline = pendguard_tests::agent::deadline();
     loop {
         let status = agent.status().await?;
         let mut replicas = status["replicas"].as_array().into_iter().flatten();

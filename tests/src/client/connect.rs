@@ -11,6 +11,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::proto::source_client::SourceClient;
+use crate::scale::patience;
 
 /// Numaflow gives tonic this address, and a connector that ignores it: it only ends up in `:authority`.
 const UNUSED_ADDRESS: &str = "http://[::]:50051";
@@ -53,7 +54,7 @@ pub async fn connect(target: &Target) -> Result<(SourceClient<Channel>, u64)> {
             }
             Err(error) => format!("{error:#}"),
         };
-        if start.elapsed() > READY_LIMIT {
+        if start.elapsed() > patience(READY_LIMIT) {
             bail!("{target:?} was not ready in {READY_LIMIT:?}: {failure}");
         }
         sleep(RETRY).await;

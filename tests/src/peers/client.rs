@@ -9,6 +9,7 @@ use super::process::Process;
 use super::{Launch, PeerError};
 use crate::client::connect::Target;
 use crate::protocol::{Background, Called, Command, Event, Every, Method, Ready};
+use crate::scale::patience;
 
 /// How long a command may take by default; see [`ClientOptions::limit`].
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -77,7 +78,7 @@ impl Default for ClientOptions {
         Self {
             concurrency: None,
             batch: None,
-            limit: ANSWER_LIMIT,
+            limit: patience(ANSWER_LIMIT),
             launch: Launch::default(),
         }
     }
@@ -157,7 +158,7 @@ impl Client {
     /// They were not all answered in time.
     pub async fn call(&mut self, method: Method, count: u64) -> Result<Called, PeerError> {
         let calls = u32::try_from(count).unwrap_or(u32::MAX);
-        let limit = self.limit + LIMIT_PER_CALL.saturating_mul(calls);
+        let limit = self.limit + patience(LIMIT_PER_CALL).saturating_mul(calls);
         match self.ask(Command::Call { method, count }, limit).await? {
             (_, Event::Called(called)) => Ok(called),
             (command, event) => Err(self.process.unexpected(&command, event)),

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::locate::Program;
 use super::{Launch, PeerError, QUIT_LIMIT, START_LIMIT};
 use crate::protocol::Event;
+use crate::scale::patience;
 
 /// The variables that say who a replica is; a peer gets its own or none.
 const IDENTITY_PREFIX: &str = "NUMAFLOW_";
@@ -69,7 +70,7 @@ impl Process {
             stdin,
             lines: BufReader::new(stdout).lines(),
         };
-        let first = process.receive("its start", START_LIMIT).await?;
+        let first = process.receive("its start", patience(START_LIMIT)).await?;
         Ok((process, first))
     }
 
@@ -109,11 +110,11 @@ impl Process {
             ..
         } = self;
         drop(stdin);
-        let Ok(status) = timeout(QUIT_LIMIT, child.wait()).await else {
+        let Ok(status) = timeout(patience(QUIT_LIMIT), child.wait()).await else {
             return Err(PeerError::TimedOut {
                 name,
                 waiting_for: "quit".to_owned(),
-                limit: QUIT_LIMIT,
+                limit: patience(QUIT_LIMIT),
             });
         };
         match status {

@@ -8,6 +8,7 @@ use super::process::Process;
 use super::{Launch, PeerError, locate};
 use crate::client::connect::Target;
 use crate::protocol::{Event, Listening, Stats};
+use crate::scale::patience;
 use crate::source::generator::Faults;
 
 /// How long the source may take to tell its counters.
@@ -170,7 +171,11 @@ impl Source {
     /// # Errors
     /// It doesn't end, or not well.
     pub async fn stopped(mut self) -> Result<Stats, PeerError> {
-        match self.process.receive("the end", STATS_LIMIT).await? {
+        match self
+            .process
+            .receive("the end", patience(STATS_LIMIT))
+            .await?
+        {
             Event::Stats(stats) => {
                 self.process.ended().await?;
                 Ok(stats)
@@ -180,7 +185,7 @@ impl Source {
     }
 
     async fn ask(&mut self, command: &str) -> Result<Stats, PeerError> {
-        match self.process.ask(command, STATS_LIMIT).await? {
+        match self.process.ask(command, patience(STATS_LIMIT)).await? {
             Event::Stats(stats) => Ok(stats),
             event => Err(self.process.unexpected(command, event)),
         }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::generator::Shared;
+use crate::scale::patience;
 
 /// What the SDK writes after the JSON object in its server-info file.
 const INFO_END: &str = "U+005C__END__";
@@ -72,7 +73,7 @@ impl Server {
                 (&mut task).await??;
                 bail!("the server ended before it listened");
             }
-            if start.elapsed() > START_LIMIT {
+            if start.elapsed() > patience(START_LIMIT) {
                 bail!("{} did not appear", info.display());
             }
             sleep(Duration::from_millis(2)).await;

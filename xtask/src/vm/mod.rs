@@ -315,7 +315,7 @@ impl<'a> Hearing<'a> {
 
 /// The name in `test NAME ... FAILED`.
 fn failed_test(line: &str) -> Option<&str> {
-    // What a test prints may come between the two, so the list at the end is taken: four spaces and a name.
+    // A peer's standard error may come between the two; then the program is named instead of the test.
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
