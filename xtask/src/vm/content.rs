@@ -35,7 +35,8 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     for program in ["pendguard", "pg-source", "pg-client"] {
         image.add(&workspace.target("release").join(program))?;
     }
-    for tree in ["peers", "fixtures"] {
+    // Node reads the protocol itself when it starts.
+    for tree in ["peers", "fixtures", "proto"] {
         image.add(&workspace.path("tests").join(tree))?;
     }
     image.add(&workspace.target("peers/go-client"))?;

@@ -180,7 +180,7 @@ impl<'a> Prepared<'a> {
 
     /// Boots a kernel and runs the jobs on it.
     fn on(&self, series: Series) -> Result<Vec<Row>> {
-        let mut progress = Progress::start("vm", 1 + self.jobs.len() as u64);
+        let mut progress = Progress::start("vm", 2 + self.jobs.len() as u64);
         let name = format!("kernel {}", series.name);
         progress.begin(&name, "looking for it");
         let kernel = Kernel::fetch(self.workspace, series, &progress)?;
