@@ -1,12 +1,16 @@
 //! The maps between the programs and the agent: their keys, values and sizes.
 //!
-//! `#[repr(C)]`, no implicit padding. What changes here changes [`VERSION`].
+//! `#[repr(C)]`, no implicit padding. What changes here changes [`VERSION`], with which pinned maps are marked: an agent
+//! never reads maps of another version, but for what is *frozen* ([`Control`], [`Target`], [`Slot`] and their keys), through
+//! which it goes on governing connections that programs of an older build enforce.
 
+use crate::h2::edit::Segments;
 use crate::h2::paths::MAX_PATHS;
 use crate::h2::walk::{Conn, Fault};
+use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -14,6 +18,10 @@ pub const MAX_TARGETS: u32 = 8192;
 pub const MAX_CONNECTIONS: u32 = 8192;
 /// Counter slots. One a watched process; slot 0 is where calls go when none is free.
 pub const MAX_SLOTS: u32 = 8192;
+/// Connections that the gate stands before at once.
+pub const MAX_GATED: u32 = 2048;
+/// Sends at once in which calls are being rewritten: one a thread.
+pub const MAX_REWRITES: u32 = 1024;
 /// Bytes of the ring buffer for process events.
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
@@ -38,11 +46,138 @@ pub struct ConnKey {
 pub struct Tracked {
     /// The target's epoch when it was first seen: another program run by the same process has another.
     pub epoch: u64,
+    /// Bytes sent since it was first seen.
+    pub sent: Vol<u64>,
+    /// Not 0 while a send is under way (only while the hold programs are attached).
+    pub sending: Vol<u64>,
+    /// 1 while the gate counts its calls.
+    pub gated: Vol<u32>,
+    /// 1 once the server's dynamic table has a substitute in it.
+    pub latched: Vol<u32>,
     /// Where the stream stands.
     pub conn: Conn,
 }
 
-const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 8);
+const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 32);
+
+/// Where [`Tracked`]'s fields lie, for an agent that reads one as bytes.
+pub mod tracked {
+    use super::Tracked;
+    use core::mem::offset_of;
+    /// Of [`Tracked::sent`].
+    pub const SENT: usize = offset_of!(Tracked, sent);
+    /// Of [`Tracked::sending`].
+    pub const SENDING: usize = offset_of!(Tracked, sending);
+    /// Of [`Tracked::gated`].
+    pub const GATED: usize = offset_of!(Tracked, gated);
+    /// Of the connection's status.
+    pub const STATUS: usize = offset_of!(Tracked, conn) + offset_of!(super::Conn, status);
+}
+
+/// A connection that the gate stands before. The key is the client socket's cookie (`SO_COOKIE`), which is what the program
+/// is told of each buffer.
+#[repr(C)]
+pub struct Gated {
+    /// Which connection of the tap's it is.
+    pub key: ConnKey,
+    /// The target's generation when it was joined.
+    pub generation: u64,
+    /// [`Tracked::sent`] when the socket was joined.
+    pub joined_at: u64,
+    /// Bytes that passed since, while [`gate::JOINING`].
+    pub seen: Vol<u64>,
+    /// One of [`gate`].
+    pub state: Vol<u32>,
+    /// Octets of the current buffer before the window.
+    pub offset: Vol<u32>,
+    /// Octets of the current buffer from here on.
+    pub left: Vol<u32>,
+    /// Octets passed in the window.
+    pub window_at: Vol<u32>,
+    /// Octets in the window.
+    pub window_len: Vol<u32>,
+    /// Fills up.
+    pub reserved: u32,
+    /// Where the stream stands.
+    pub conn: Conn,
+    /// Where the path in progress lies.
+    pub segments: Segments,
+    /// The octets being walked.
+    pub window: [Vol<u8>; GATE_WINDOW],
+}
+
+/// Octets that the gate reads at once.
+pub const GATE_WINDOW: usize = 256;
+
+const _: () =
+    assert!(size_of::<Gated>() == 56 + size_of::<Conn>() + size_of::<Segments>() + GATE_WINDOW);
+
+/// States of a [`Gated`] connection.
+pub mod gate {
+    /// It waits for the tap's state, to begin where that stands.
+    pub const JOINING: u32 = 0;
+    /// It follows the stream itself.
+    pub const ACTIVE: u32 = 1;
+    /// It lost its place: everything passes.
+    pub const LOST: u32 = 2;
+}
+
+/// One octet string that was overwritten in a process's memory during a send.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Where.
+    pub place: u64,
+    /// Where the path begins (the same, unless it lies in pieces).
+    pub path: u64,
+    /// Which watched path.
+    pub number: u32,
+    /// 0 plain, 1 Huffman coded, 2 an index.
+    pub spelling: u32,
+    /// The octets, as positions in the spelling.
+    pub from: u32,
+    /// One behind the last; for an index, the octet that was there.
+    pub end: u32,
+}
+
+/// Octet strings that one send may overwrite; beyond, calls are admitted ([`Failure::TooMany`]).
+pub const MAX_EDITS: usize = 16;
+
+/// What a thread's send has overwritten, from its entry to its exit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrites {
+    /// Which descriptor.
+    pub fd: u32,
+    /// How many there are.
+    pub count: u32,
+    /// They.
+    pub edits: [Rewritten; MAX_EDITS],
+}
+
+/// What governs enforcement. The only value of its map; read and written through `mmap`. Frozen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Nothing is rejected after this moment, in ns since boot.
+    pub lease: u64,
+    /// An agent has been there until this moment, in ns since boot: without one, no candidates are made.
+    pub attended: u64,
+    /// Not 0: another build's programs have taken over; only connections known here are followed.
+    pub draining: u64,
+    /// For later.
+    pub reserved: [u64; 5],
+}
+
+impl Control {
+    /// No lease.
+    pub const ZERO: Self = Self {
+        lease: 0,
+        attended: 0,
+        draining: 0,
+        reserved: [0; 5],
+    };
+}
 
 /// A watched process.
 #[repr(C)]
@@ -61,7 +196,7 @@ pub struct Target {
 
 const _: () = assert!(size_of::<Target>() == 24);
 
-/// What a call counts as; an index into [`Slot::calls`].
+/// What a call counts as; below [`verdict::COUNT`] an index into [`Slot::calls`].
 pub mod verdict {
     /// It went through.
     pub const ADMITTED: u32 = 0;
@@ -69,8 +204,12 @@ pub mod verdict {
     pub const WOULD_REJECT: u32 = 1;
     /// Made by a process that the agent had not classified yet.
     pub const CANDIDATE: u32 = 2;
-    /// How many there are.
+    /// It is rejected, if it can be.
+    pub const REJECTED: u32 = 3;
+    /// How many there are counters for.
     pub const COUNT: usize = 4;
+    /// Not counted, and not rejected.
+    pub const OFF: u32 = 4;
 }
 
 /// The counters of one watched process. Programs add to them atomically; the agent reads them through `mmap`.
@@ -85,8 +224,16 @@ pub struct Slot {
     pub synced: u64,
     /// Connections that lost it.
     pub unsynced: u64,
+    /// Connections whose server has a substitute in its dynamic table.
+    pub latched: u64,
+    /// Connections that the gate stands before.
+    pub gated: u64,
+    /// Not 0: no send of the process may begin just now, for at most some 100 µs: the gate joins.
+    pub hold: u64,
+    /// Not 0: a send could not be held any longer.
+    pub broken: u64,
     /// Fills the struct to a whole cache line.
-    pub reserved: [u64; 5],
+    pub reserved: u64,
 }
 
 impl Slot {
@@ -96,7 +243,11 @@ impl Slot {
         unresolved: 0,
         synced: 0,
         unsynced: 0,
-        reserved: [0; 5],
+        latched: 0,
+        gated: 0,
+        hold: 0,
+        broken: 0,
+        reserved: 0,
     };
 }
 
@@ -187,6 +338,117 @@ impl From<Fault> for Reason {
     }
 }
 
+/// Why a call that should have been rejected was admitted; an index into [`Totals::failures`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(missing_docs, reason = "Failure::name says it")]
+pub enum Failure {
+    Joining = 0,
+    Busy = 1,
+    Blocking = 2,
+    Tcp = 3,
+    NoPeer = 4,
+    Full = 5,
+    Refused = 6,
+    Lost = 7,
+    Split = 8,
+    LongIndex = 9,
+    NoSubstitute = 10,
+    Unwritable = 11,
+    TooMany = 12,
+    Lease = 13,
+    Candidate = 14,
+}
+
+impl Failure {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 15] = [
+        Self::Joining,
+        Self::Busy,
+        Self::Blocking,
+        Self::Tcp,
+        Self::NoPeer,
+        Self::Full,
+        Self::Refused,
+        Self::Lost,
+        Self::Split,
+        Self::LongIndex,
+        Self::NoSubstitute,
+        Self::Unwritable,
+        Self::TooMany,
+        Self::Lease,
+        Self::Candidate,
+    ];
+
+    /// The failure of this number.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Option<Self> {
+        // A match, not an index into ALL: a BPF program can't index a constant.
+        match number {
+            0 => Some(Self::Joining),
+            1 => Some(Self::Busy),
+            2 => Some(Self::Blocking),
+            3 => Some(Self::Tcp),
+            4 => Some(Self::NoPeer),
+            5 => Some(Self::Full),
+            6 => Some(Self::Refused),
+            7 => Some(Self::Lost),
+            8 => Some(Self::Split),
+            9 => Some(Self::LongIndex),
+            10 => Some(Self::NoSubstitute),
+            11 => Some(Self::Unwritable),
+            12 => Some(Self::TooMany),
+            13 => Some(Self::Lease),
+            14 => Some(Self::Candidate),
+            _ => None,
+        }
+    }
+
+    /// The label of `pendguard_enforcement_failures_total`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Busy => "busy",
+            Self::Blocking => "blocking",
+            Self::Tcp => "tcp",
+            Self::NoPeer => "no_peer",
+            Self::Full => "full",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+            Self::Split => "split",
+            Self::LongIndex => "long_index",
+            Self::NoSubstitute => "no_substitute",
+            Self::Unwritable => "unwritable",
+            Self::TooMany => "too_many",
+            Self::Lease => "lease",
+            Self::Candidate => "candidate",
+        }
+    }
+
+    /// What it means, in a sentence.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Joining => "the gate was not yet before the connection",
+            Self::Busy => "no moment was found in which the gate could safely join the connection",
+            Self::Blocking => {
+                "the source reads from a blocking socket, before which no gate can stand"
+            }
+            Self::Tcp => "the gate stands before Unix sockets only",
+            Self::NoPeer => "the source's end of the connection was not found",
+            Self::Full => "the gate stands before as many connections as it can",
+            Self::Refused => "the kernel refused the source's socket",
+            Self::Lost => "the connection's place was lost",
+            Self::Split => "the path lies in more than one send, or in too many pieces",
+            Self::LongIndex => "the path is an index of more than one octet",
+            Self::NoSubstitute => "the path has no substitute of its length",
+            Self::Unwritable => "the octets could not be overwritten",
+            Self::TooMany => "one send with more calls than can be rewritten",
+            Self::Lease => "no agent has renewed the lease",
+            Self::Candidate => "the process was not yet known as a replica's",
+        }
+    }
+}
+
 /// Counters of the whole node. The only value of its map; read through `mmap`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +457,8 @@ pub struct Totals {
     pub unparsed: [u64; 16],
     /// Process events that found the ring buffer, or the table of processes, full.
     pub events_lost: u64,
+    /// By [`Failure`].
+    pub failures: [u64; 16],
 }
 
 impl Totals {
@@ -202,6 +466,7 @@ impl Totals {
     pub const ZERO: Self = Self {
         unparsed: [0; 16],
         events_lost: 0,
+        failures: [0; 16],
     };
 }
 
@@ -211,8 +476,18 @@ pub mod walks {
     pub const FOLLOW: u32 = 0;
     /// `tap_open`.
     pub const OPEN: u32 = 1;
+    /// `rewrite_walk`.
+    pub const REWRITE: u32 = 2;
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
+}
+
+/// Places in the array of the gate's programs.
+pub mod gates {
+    /// `gate_walk`.
+    pub const WALK: u32 = 0;
+    /// How many there are.
+    pub const COUNT: u32 = 1;
 }
 
 /// What happened to a process.
@@ -225,9 +500,9 @@ pub struct ProcEvent {
     pub tgid: u32,
     /// Its parent, for [`event::FORK`].
     pub parent: u32,
-    /// Its slot, for [`event::EXEC`] and [`event::FORK`].
+    /// Its slot, for [`event::EXEC`] and [`event::FORK`]; the descriptor, for [`event::CONNECT`].
     pub slot: u32,
-    /// Its generation, for the same two.
+    /// Its generation, but for [`event::EXIT`].
     pub generation: u64,
 }
 
@@ -239,6 +514,8 @@ pub mod event {
     pub const FORK: u32 = 2;
     /// A watched process ended.
     pub const EXIT: u32 = 3;
+    /// A process whose calls are to be rejected has a new connection.
+    pub const CONNECT: u32 = 4;
 }
 
 #[cfg(feature = "user")]
@@ -251,6 +528,8 @@ mod pod {
     unsafe impl aya::Pod for Target {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ProcEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::h2::substitute::Substitute {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::h2::paths::PathTable {}
 }

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
-use crate::maps::{CONNECTIONS, SLOTS, TARGETS};
+use crate::maps::{CONNECTIONS, SLOTS, TARGETS, add};
 use crate::tap::gauge;
 
 /// Descriptors that `close_range` may close one by one; beyond, the process's connections are all forgotten.
@@ -61,6 +61,8 @@ pub fn fd_close_range(ctx: TracePointContext) -> u32 {
         if let Some(slot) = SLOTS.get_ptr_mut((*target).slot) {
             (*slot).synced = 0;
             (*slot).unsynced = 0;
+            (*slot).latched = 0;
+            (*slot).gated = 0;
         }
     }
     0
@@ -97,6 +99,14 @@ fn forget(tgid: u32, target: *mut Target, fd: u32) {
     unsafe {
         if (*tracked).epoch == (*target).epoch {
             gauge((*target).slot, (*tracked).conn.status.get(), u64::MAX);
+            if let Some(slot) = SLOTS.get_ptr_mut((*target).slot) {
+                if (*tracked).gated.get() != 0 {
+                    add(&raw mut (*slot).gated, u64::MAX);
+                }
+                if (*tracked).latched.get() != 0 {
+                    add(&raw mut (*slot).latched, u64::MAX);
+                }
+            }
         }
     }
     let _ = CONNECTIONS.remove(key);

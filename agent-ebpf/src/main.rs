@@ -3,6 +3,8 @@
 //! | module | programs | attach to |
 //! |---|---|---|
 //! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_follow` `tap_open` | exits of the send system calls |
+//! | [`gate`] | `gate`, `gate_walk` | the sources' sockets (sk_skb) |
+//! | [`hold`] | `hold_write` `hold_writev` `hold_sendto` `hold_sendmsg` | entries of the send system calls |
 //! | [`fds`] | `fd_close` `fd_close_range` `fd_dup2` `fd_dup3` | entries of what ends a descriptor |
 //! | [`procs`] | `proc_newtask` `proc_exec` `proc_exit` | births, programs and deaths of processes |
 //!
@@ -13,6 +15,8 @@
 #![feature(asm_experimental_arch)]
 
 mod fds;
+mod gate;
+mod hold;
 mod maps;
 mod procs;
 mod regs;

@@ -3,12 +3,14 @@
 use core::arch::asm;
 
 use agent_common::abi::{
-    ConnKey, EVENT_BYTES, MAX_CONNECTIONS, MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals,
-    Tracked, walks,
+    ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_GATED, MAX_SLOTS,
+    MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
 };
-use agent_common::h2::paths::PathTable;
+use agent_common::h2::paths::{MAX_PATHS, PathTable};
+use agent_common::h2::substitute::Substitute;
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SockHash};
 
 use crate::source::Scratch;
 
@@ -53,6 +55,45 @@ pub static WALKS: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0)
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENT_BYTES, 0);
 
+/// What the watched paths are overwritten with.
+#[map]
+pub static SUBSTITUTES: Array<Substitute> = Array::with_max_entries(MAX_PATHS as u32, 0);
+
+/// What governs enforcement.
+#[map]
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
+
+/// Why a connection of a process whose calls are to be rejected has no gate before it ([`Failure`]): the agent's notes.
+#[map]
+pub static OBSTACLES: HashMap<ConnKey, u32> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
+
+/// The sources' ends of the connections that the gate stands before, by their own cookie.
+#[map]
+pub static GATE: SockHash<u64> = SockHash::with_max_entries(MAX_GATED, 0);
+
+/// These connections, by the cookie of the client's end.
+#[map]
+pub static GATED: HashMap<u64, Gated> = HashMap::with_max_entries(MAX_GATED, 0);
+
+/// The programs that `abi::gates` numbers.
+#[map]
+pub static GATES: ProgramArray = ProgramArray::with_max_entries(gates::COUNT, 0);
+
+/// What governs enforcement.
+#[inline(always)]
+pub fn control() -> Option<&'static Control> {
+    // SAFETY: it is the map's value, of plain words that the agent writes one at a time.
+    CONTROL.get_ptr(0).map(|control| unsafe { &*control })
+}
+
+/// Whether an agent has renewed the lease.
+#[inline(always)]
+pub fn leased() -> bool {
+    // SAFETY: the helper takes nothing and returns a number; the word may be written by the agent meanwhile.
+    control()
+        .is_some_and(|c| unsafe { bpf_ktime_get_boot_ns() <= (&raw const c.lease).read_volatile() })
+}
+
 /// Adds `n` to a counter that other CPUs add to as well.
 ///
 /// # Safety
@@ -80,6 +121,15 @@ fn total(counter: impl FnOnce(*mut Totals) -> *mut u64) {
 pub fn unparsed(reason: Reason) {
     // SAFETY: the pointer is the map's value, and `Reason::ALL` is shorter than the array.
     total(|totals| unsafe { &raw mut (*totals).unparsed[reason as usize & 15] });
+}
+
+/// Counts calls that should have been rejected and were admitted.
+#[inline(always)]
+pub fn failed(why: Failure, n: u64) {
+    if let Some(totals) = TOTALS.get_ptr_mut(0) {
+        // SAFETY: the pointer leads into the map's value, and `Failure::ALL` is shorter than the array.
+        unsafe { add(&raw mut (*totals).failures[why as usize & 15], n) };
+    }
 }
 
 /// Counts a process event that the agent will not see.

@@ -31,12 +31,16 @@ pub struct Scratch {
     pub key: ConnKey,
     /// What the connection's status was before.
     pub before: Vol<u32>,
+    /// Bytes that were sent.
+    pub total: Vol<u64>,
     /// The process's slot.
     pub slot: Vol<u32>,
     /// What its watched calls count as.
     pub verdict: Vol<u32>,
     /// How the send began (`tap`'s code of `track::Begin`).
     pub begun: Vol<u32>,
+    /// The gate counts the connection's calls.
+    pub gated: Vol<u32>,
     /// The map holds the connection already.
     pub known: Vol<u32>,
     /// Buffers behind the current one.
@@ -52,7 +56,7 @@ pub struct Scratch {
     window_at: Vol<u32>,
     window_len: Vol<u32>,
     /// Requests found, by class (`tap::class_index`).
-    pub found: [Vol<u32>; 16],
+    pub found: [Vol<u32>; 32],
     window: [Vol<u8>; WINDOW as usize],
 }
 

@@ -5,7 +5,9 @@
 //! joined); another kind of hook is another thin entry before the same bodies. Minimum kernel 5.15 (see [`crate::regs`]).
 //! Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
-use agent_common::abi::{ConnKey, Reason, Slot, Target, Tracked, verdict, walks};
+use agent_common::abi::{
+    ConnKey, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
+};
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::track::{self, Begin, End, status};
@@ -15,7 +17,10 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
-use crate::maps::{CONNECTIONS, PATHS, SCRATCH, SLOTS, TARGETS, WALKS, add, unparsed};
+use crate::maps::{
+    CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, WALKS, add, event_lost, failed,
+    unparsed,
+};
 use crate::regs;
 use crate::source::{Scratch, two_words};
 
@@ -60,18 +65,26 @@ pub fn tap_sendmsg(ctx: TracePointContext) -> u32 {
 fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
     // SAFETY: the record of a `sys_exit_*` tracepoint is 24 bytes long; the verifier checks the access.
     let ret = unsafe { ctx.as_ptr().cast::<i64>().add(2).read() };
-    // EAGAIN, EPIPE, EINTR and the like: nothing was sent.
-    if ret <= 0 {
-        return 0;
-    }
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let Some(target) = TARGETS.get_ptr(tgid) else {
         return 0;
     };
+    let [fd, address, count] = regs::arguments();
+    // EAGAIN, EPIPE, EINTR and the like: nothing was sent.
+    if ret <= 0 {
+        let fd = fd as u32;
+        // SAFETY: it is a map value.
+        if let Some(tracked) = CONNECTIONS
+            .get_ptr(ConnKey { tgid, fd })
+            .map(|t| unsafe { &*t })
+        {
+            tracked.sending.set(0);
+        }
+        return 0;
+    }
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
-    let [fd, address, count] = regs::arguments();
     // SAFETY: both point to map values. The scratch is this CPU's, and nothing preempts a tracepoint program.
     unsafe {
         (*scratch).key = ConnKey {
@@ -85,6 +98,7 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
     let sent = ret as u32;
+    s.total.set(sent as u64);
     match shape {
         Shape::Buffer => s.buffer(address, sent),
         Shape::Vector => s.buffers(address, count as u32, sent),
@@ -153,6 +167,7 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
             }
         }
     }
+    s.gated.set(tracked.gated.get());
     let ended = walk(s, c, true);
     if ended == MORE {
         // SAFETY: as in `sent`. It returns only when 33 calls were made.
@@ -165,6 +180,9 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
         unparsed(Reason::StreamGap);
         c.gap.set(0);
     }
+    // In this order: who sees that no send is under way sees all that was sent.
+    tracked.sent.set(tracked.sent.get() + s.total.get());
+    tracked.sending.set(0);
     0
 }
 
@@ -263,6 +281,7 @@ fn begin(s: &Scratch) -> bool {
     for found in &s.found {
         found.set(0);
     }
+    s.gated.set(0);
     true
 }
 
@@ -303,10 +322,10 @@ fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
     MORE
 }
 
-/// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 15.
+/// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 31.
 #[inline(always)]
 fn class_index(class: u32) -> usize {
-    (class & 15) as usize
+    (class & 31) as usize
 }
 
 /// Keeps what a send that was walked in the scratch left behind.
@@ -355,30 +374,75 @@ fn end(s: &Scratch, ended: u32) {
     keep(s);
 }
 
-/// Adds `n` requests of a class to the process's counters.
+/// Adds `n` requests of a class to the process's counters, unless the gate counts them.
 #[inline(always)]
 fn count(s: &Scratch, class: u32, n: u32) {
+    let ruling = s.verdict.get();
+    if class < walk::WATCHED || s.gated.get() != 0 || ruling == verdict::OFF {
+        return;
+    }
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
     if class == walk::UNRESOLVED {
         // SAFETY: the pointer leads into the slot, which is a map value.
         unsafe { add(&raw mut (*slot).unresolved, n as u64) };
-    } else if class >= walk::WATCHED {
-        let path = (class - walk::WATCHED) as usize & (MAX_PATHS - 1);
-        let verdict = s.verdict.get() as usize & (verdict::COUNT - 1);
-        // SAFETY: as above, and both indices are masked.
-        unsafe { add(&raw mut (*slot).calls[path][verdict], n as u64) };
+        return;
     }
+    let mut column = ruling;
+    if ruling == verdict::REJECTED {
+        // No gate stands before the connection, so it went through.
+        column = verdict::ADMITTED;
+        failed(obstacle(s), n as u64);
+    }
+    let path = (class - walk::WATCHED) as usize & (MAX_PATHS - 1);
+    let column = column as usize & (verdict::COUNT - 1);
+    // SAFETY: as above, and both indices are masked.
+    unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
+}
+
+/// Why no gate stands before the connection.
+#[inline(always)]
+fn obstacle(s: &Scratch) -> Failure {
+    OBSTACLES
+        .get_ptr(s.key)
+        // SAFETY: it is a map value.
+        .and_then(|note| Failure::of(unsafe { *note }))
+        .unwrap_or(Failure::Joining)
 }
 
 /// Puts the connection into the map.
 #[inline(always)]
 fn keep(s: &Scratch) {
-    settle(s, s.tracked.conn.status.get());
-    if CONNECTIONS.insert(s.key, &s.tracked, 0).is_err() {
-        settle_from(s, s.tracked.conn.status.get(), status::NEW);
+    let now = s.tracked.conn.status.get();
+    settle(s, now);
+    let tracked = &s.tracked;
+    tracked.sent.set(s.total.get());
+    tracked.sending.set(0);
+    tracked.gated.set(0);
+    tracked.latched.set(0);
+    if CONNECTIONS.insert(s.key, tracked, 0).is_err() {
+        settle_from(s, now, status::NEW);
         unparsed(Reason::TableFull);
+        return;
+    }
+    if now == status::SYNCED && s.verdict.get() == verdict::REJECTED {
+        announce(s);
+    }
+}
+
+/// Tells the agent of a connection before which a gate should stand.
+#[inline(always)]
+fn announce(s: &Scratch) {
+    let event = ProcEvent {
+        kind: event::CONNECT,
+        tgid: s.key.tgid,
+        parent: 0,
+        slot: s.key.fd,
+        generation: s.tracked.epoch,
+    };
+    if EVENTS.output::<ProcEvent>(event, 0).is_err() {
+        event_lost();
     }
 }
 
@@ -414,7 +478,7 @@ pub fn gauge(slot: u32, state: u32, n: u64) {
 
 const _: () = {
     assert!(
-        walk::WATCHED as usize + MAX_PATHS <= 15,
+        walk::LATCHED as usize + MAX_PATHS <= 31,
         "classes and UNRESOLVED fit in `found`"
     );
     assert!(verdict::COUNT.is_power_of_two());

@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
@@ -13,6 +14,7 @@ use clap::{
 };
 
 use crate::model::Mode;
+use crate::policy::Selector;
 use crate::version;
 
 /// Exit status of a command line, an environment or a configuration that can't be followed (`EX_USAGE`).
@@ -22,11 +24,19 @@ pub const EXIT_USAGE: u8 = 64;
 pub const METRICS_LISTEN: &str = "127.0.0.1:9470";
 /// Where the gRPC API is served.
 pub const API_SOCKET: &str = "/run/pendguard/api.sock";
+/// Where enforcement is pinned.
+pub const PIN_DIR: &str = "/sys/fs/bpf/pendguard";
+/// How long enforcement goes on without the agent.
+pub const LEASE: &str = "1h";
+/// The shortest lease: the agent renews it from time to time, and must not come too late on a busy node.
+const LEASE_MIN: Duration = Duration::from_secs(10);
+/// The longest lease: no node enforces for ever what nobody looks after.
+const LEASE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Octets of a Unix socket's path at most: `sun_path` has 108, the last of them 0.
 pub const SOCKET_PATH_MAX: usize = 107;
 
-/// Counts, on the node and without touching the pods, which replicas of a Numaflow source ask for its pending count.
+/// Counts and rejects, on the node and without touching the pods, needless calls of a Numaflow source's replicas.
 #[derive(Debug, Parser)]
 #[command(name = "pendguard", version = version::LONG, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
@@ -51,14 +61,21 @@ pub enum Command {
     /// Show what this node allows, and what would be used
     ///
     /// Changes nothing, and needs no running agent. Exit status: 0 if audit and enforcement are possible, 1 if only audit
-    /// is, 2 if neither is. This version has no enforcement, so 1 is the best.
+    /// is, 2 if neither is.
     Doctor(ReportArgs),
+    /// Set the mode at run time: of the node, or of some of its replicas
+    ///
+    /// Without --namespace and --pod it is for every replica, wins over the rules of the configuration file, and replaces
+    /// everything set at run time before. With either it is for the replicas that match, now and to come; what is set later
+    /// wins. In effect when the command returns, and until the agent ends: what is to last belongs into the configuration
+    /// file. Exit status: 0, 1 if no agent answers or it refuses, 64 for bad usage.
+    Mode(ModeArgs),
 }
 
 /// Flags of `pendguard run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The mode where no rule says otherwise; this version refuses enforce [default: audit]
+    /// The mode where no rule says otherwise [default: audit]
     #[arg(long, value_enum, value_name = "MODE", env = "PENDGUARD_MODE")]
     pub mode: Option<Mode>,
 
@@ -71,6 +88,26 @@ pub struct RunArgs {
         default_value = "auto"
     )]
     pub tap: Tap,
+
+    /// How calls are rejected, where the mode is enforce
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ENFORCER",
+        env = "PENDGUARD_ENFORCER",
+        default_value = "auto"
+    )]
+    pub enforcer: Enforcer,
+
+    /// How a rejected call ends, where no rule says otherwise
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ANSWER",
+        env = "PENDGUARD_ANSWER",
+        default_value = "unimplemented"
+    )]
+    pub answer: Answer,
 
     /// Where replicas are discovered
     #[arg(
@@ -89,6 +126,14 @@ pub struct RunArgs {
     /// Unix socket of the gRPC API, for root only; at most 107 octets
     #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
     pub api_socket: PathBuf,
+
+    /// Directory in a BPF file system in which enforcement is pinned; an absolute path
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_PIN_DIR", default_value = PIN_DIR, value_parser = pin_dir)]
+    pub pin_dir: PathBuf,
+
+    /// How long enforcement goes on when the agent has ended or hangs (10s, 15m, 1h 30m); from 10s to 7d
+    #[arg(long, value_name = "DURATION", env = "PENDGUARD_LEASE", default_value = LEASE, value_parser = lease)]
+    pub lease: Duration,
 
     /// Configuration file (TOML): mode, allowed_replicas, methods and [[rule]]
     #[arg(long, value_name = "FILE", env = "PENDGUARD_CONFIG")]
@@ -121,13 +166,53 @@ pub struct ReportArgs {
     pub api_socket: PathBuf,
 }
 
+/// Flags of `pendguard mode`.
+#[derive(Debug, Args)]
+pub struct ModeArgs {
+    /// The mode
+    #[arg(value_enum, value_name = "MODE")]
+    pub mode: Mode,
+
+    /// Only replicas in the namespaces that match this glob
+    #[arg(long, value_name = "NS", value_parser = namespace)]
+    pub namespace: Option<String>,
+
+    /// Only the replica in the pod of this name
+    #[arg(long, value_name = "POD", value_parser = pod)]
+    pub pod: Option<String>,
+
+    /// What it shares with the verbs that report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+/// How calls are rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Enforcer {
+    /// The best that this node allows: rewrite, else gate
+    Auto,
+    /// In the sender's buffer, before the kernel copies it
+    Rewrite,
+    /// On the source's socket, as it receives
+    Gate,
+}
+
+/// How a rejected call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Answer {
+    /// The source's own server answers UNIMPLEMENTED
+    Unimplemented,
+    /// Not in this version.
+    #[value(hide = true)]
+    Quiet,
+}
+
 /// How sends are observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tap {
-    /// The best that this node allows: in this version, tracepoints
+    /// The best that this node allows: fentry, else tracepoints
     Auto,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// The functions of the system calls
     Fentry,
     /// The tracepoints of the system calls (Linux 5.15)
     Tracepoint,
@@ -175,7 +260,7 @@ impl Origin {
         }
     }
 
-    /// How the setting was written: `--tap fentry`, or `PENDGUARD_TAP=fentry`.
+    /// How the setting was written: `--discover kube`, or `PENDGUARD_DISCOVER=kube`.
     pub fn written(self, flag: &str, value: &str) -> String {
         match self {
             Self::Environment => format!("{}={value}", variable(flag)),
@@ -189,8 +274,8 @@ impl Origin {
 pub struct Origins {
     /// Of `--mode`.
     pub mode: Origin,
-    /// Of `--tap`.
-    pub tap: Origin,
+    /// Of `--answer`.
+    pub answer: Origin,
     /// Of `--discover`.
     pub discover: Origin,
 }
@@ -231,7 +316,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Cli, Stop> {
     if let (Command::Run(run), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
         run.origins = Origins {
             mode: Origin::of(matches, "mode"),
-            tap: Origin::of(matches, "tap"),
+            answer: Origin::of(matches, "answer"),
             discover: Origin::of(matches, "discover"),
         };
     }
@@ -284,6 +369,48 @@ fn from_environment(error: &clap::Error, arguments: &[OsString]) -> Option<Strin
 fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse()
         .map_err(|_| "not an IP address and a port, such as 127.0.0.1:9470 or [::]:9470 (names aren't looked up)")
+}
+
+fn pin_dir(text: &str) -> Result<PathBuf, &'static str> {
+    // The agent and whoever detaches later must mean the same, wherever they were started.
+    let path = PathBuf::from(text);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err("not an absolute path, such as /sys/fs/bpf/pendguard")
+    }
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = humantime::parse_duration(text)
+        .map_err(|error| format!("no duration, such as 90s, 15m or 1h 30m: {error}"))?;
+    if lease < LEASE_MIN {
+        Err("shorter than 10s: the agent could not renew it in time on a busy node".to_owned())
+    } else if lease > LEASE_MAX {
+        Err(
+            "longer than 7d: a node must not go on for ever with what no agent looks after"
+                .to_owned(),
+        )
+    } else {
+        Ok(lease)
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    selects(Selector::new(Some(text), None), text)
+}
+
+fn pod(text: &str) -> Result<String, String> {
+    selects(Selector::new(None, Some(text)), text)
+}
+
+fn selects(
+    selector: Result<Selector, crate::policy::SelectorError>,
+    text: &str,
+) -> Result<String, String> {
+    selector
+        .map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
 }
 
 /// Parses the path of a Unix socket, and says so if no socket can have it.
@@ -356,6 +483,10 @@ mod tests {
         assert_eq!((run.tap, run.discover), (Tap::Auto, Discover::Auto));
         assert_eq!(run.metrics_listen.to_string(), METRICS_LISTEN);
         assert_eq!(run.api_socket.to_str(), Some(API_SOCKET));
+        assert_eq!(run.enforcer, Enforcer::Auto);
+        assert_eq!(run.answer, Answer::Unimplemented);
+        assert_eq!(run.pin_dir.to_str(), Some("/sys/fs/bpf/pendguard"));
+        assert_eq!(run.lease, Duration::from_secs(3600));
         assert_eq!(run.config, None);
         assert_eq!(run.log_format, LogFormat::Text);
     }
@@ -386,7 +517,19 @@ mod tests {
             (&["--api-socket", ""], "--api-socket"),
             (&["--api-socket", &"x".repeat(108)], "--api-socket"),
             (&["--log-format", "xml"], "--log-format"),
-            (&["--lease", "1h"], "--lease"),
+            (&["--enforcer", "tap"], "--enforcer"),
+            (&["--answer", "loud"], "--answer"),
+            (&["--pin-dir", ""], "--pin-dir"),
+            (&["--pin-dir", "sys/fs/bpf"], "absolute"),
+            (&["--lease", "soon"], "--lease"),
+            (&["--lease", "3600"], "--lease"),
+            (&["--lease=-1h"], "--lease"),
+            (&["--lease", "9s"], "shorter than 10s"),
+            (&["--lease", "9s 999ms"], "shorter than 10s"),
+            (&["--lease", "0s"], "shorter than 10s"),
+            (&["--lease", "7d 1s"], "longer than 7d"),
+            (&["--lease", "99999999999999999999y"], "--lease"),
+            (&["--top"], "--top"),
             (&["--mode", "audit", "--mode", "off"], "--mode"),
             (&["extra"], "extra"),
         ] {
@@ -399,14 +542,66 @@ mod tests {
 
     #[test]
     fn where_a_setting_comes_from() {
-        let run = run(&["--tap", "fentry"]).unwrap();
-        assert_eq!(run.origins.tap, Origin::Flag);
+        let run = run(&["--discover", "kube"]).unwrap();
+        assert_eq!(run.origins.discover, Origin::Flag);
         assert_eq!(run.origins.mode, Origin::Default);
-        assert_eq!(Origin::Flag.written("tap", "fentry"), "--tap fentry");
+        assert_eq!(Origin::Flag.written("discover", "kube"), "--discover kube");
         assert_eq!(
-            Origin::Environment.written("tap", "fentry"),
-            "PENDGUARD_TAP=fentry"
+            Origin::Environment.written("discover", "kube"),
+            "PENDGUARD_DISCOVER=kube"
         );
+    }
+
+    #[test]
+    fn what_is_accepted() {
+        for (text, seconds) in [
+            ("10s", 10),
+            ("90s", 90),
+            ("15m", 900),
+            ("1h 30m", 5400),
+            ("1h30m", 5400),
+            ("7d", 604_800),
+            ("1week", 604_800),
+        ] {
+            let lease = run(&["--lease", text]).unwrap().lease;
+            assert_eq!(lease, Duration::from_secs(seconds), "{text}");
+        }
+        let run = run(&["--enforcer", "gate", "--tap", "fentry", "--pin-dir", "/a"]).unwrap();
+        assert_eq!((run.enforcer, run.tap), (Enforcer::Gate, Tap::Fentry));
+        assert_eq!(run.pin_dir.to_str(), Some("/a"));
+    }
+
+    #[test]
+    fn a_mode_for_whom() {
+        let mode = |arguments: &[&str]| -> Result<ModeArgs, Stop> {
+            let all = ["pendguard", "mode"].iter().chain(arguments);
+            match parse(all.map(OsString::from).collect())?.command {
+                Command::Mode(mode) => Ok(mode),
+                other => panic!("{other:?}"),
+            }
+        };
+        let all = mode(&["off"]).unwrap();
+        assert_eq!((all.mode, all.namespace, all.pod), (Mode::Off, None, None));
+        assert_eq!(all.report.api_socket.to_str(), Some(API_SOCKET));
+        let arguments = ["enforce", "--namespace", "a-*", "--pod", "p", "--json"];
+        let some = mode(&arguments).unwrap();
+        assert_eq!(some.mode, Mode::Enforce);
+        assert_eq!(some.namespace.as_deref(), Some("a-*"));
+        assert_eq!((some.pod.as_deref(), some.report.json), (Some("p"), true));
+        for (arguments, named) in [
+            (&[][..], "<MODE>"),
+            (&["loud"], "loud"),
+            (&["off", "audit"], "audit"),
+            (&["off", "--namespace", ""], "--namespace"),
+            (&["off", "--namespace", "a["], "--namespace"),
+            (&["off", "--pod", ""], "--pod"),
+            (&["off", "--pod", &"p".repeat(254)], "254 octets"),
+        ] {
+            let stop = mode(arguments).expect_err("must be refused");
+            let text = stop.error.to_string();
+            assert!(text.contains(named), "{arguments:?}: {text}");
+            assert!(stop.error.use_stderr());
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use globset::{Glob, GlobMatcher};
 use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
-use crate::model::Mode;
+use crate::model::{Answer, Mode};
 
 /// What a file says. What it doesn't say is `None`.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct File {
     /// `allowed_replicas`; contains 0.
     pub allowed_replicas: Option<BTreeSet<u32>>,
     /// `methods`: 1 to [`MAX_PATHS`] paths that can be watched.
-    pub methods: Option<Vec<String>>,
+    pub methods: Option<Vec<Placed<String>>>,
     /// `[[rule]]`, in the order of the file.
     pub rules: Vec<FileRule>,
 }
@@ -36,6 +36,8 @@ pub struct FileRule {
     pub workload: GlobMatcher,
     /// `mode`.
     pub mode: Placed<Mode>,
+    /// `answer`, if the rule says so.
+    pub answer: Option<Answer>,
 }
 
 /// A value and where it is written.
@@ -324,9 +326,9 @@ impl Reader<'_> {
         Some(replicas)
     }
 
-    fn methods(&mut self, key: &str, value: &Value<'_>) -> Option<Vec<String>> {
+    fn methods(&mut self, key: &str, value: &Value<'_>) -> Option<Vec<Placed<String>>> {
         let array = self.array(key, value, "an array of strings")?;
-        let mut methods: Vec<String> = Vec::new();
+        let mut methods: Vec<Placed<String>> = Vec::new();
         for (i, item) in array.iter().enumerate() {
             let key = format!("{key}[{i}]");
             let Some(method) = self.string(&key, item) else {
@@ -334,14 +336,17 @@ impl Reader<'_> {
             };
             let error = if methods.len() >= MAX_PATHS {
                 Some(PathError::TooMany)
-            } else if methods.iter().any(|other| other == method) {
+            } else if methods.iter().any(|other| other.value == method) {
                 Some(PathError::Twice)
             } else {
                 paths::check(method).err()
             };
             let method = method.to_owned();
             match error {
-                None => methods.push(method),
+                None => methods.push(Placed {
+                    value: method,
+                    place: self.place(item.span(), &key),
+                }),
                 Some(error) => self.mistake(item.span(), &key, Fault::Method { method, error }),
             }
         }
@@ -372,6 +377,7 @@ impl Reader<'_> {
         let mut namespace = None;
         let mut workload = None;
         let mut mode = None;
+        let mut answer = None;
         let mut has_mode = false;
         for (name, value) in table {
             let key = format!("{prefix}.{}", name.get_ref());
@@ -382,7 +388,7 @@ impl Reader<'_> {
                     has_mode = true;
                     mode = self.mode(&key, value);
                 }
-                "answer" => self.answer(&key, value),
+                "answer" => answer = self.answer(&key, value),
                 _ => self.unknown(&key, name, RULE_KEYS),
             }
         }
@@ -397,6 +403,7 @@ impl Reader<'_> {
             namespace: namespace.or_else(everything)?,
             workload: workload.or_else(everything)?,
             mode: mode?,
+            answer,
         })
     }
 
@@ -411,24 +418,19 @@ impl Reader<'_> {
         None
     }
 
-    /// There is one answer in this version, and it is the default: it is accepted and changes nothing.
-    fn answer(&mut self, key: &str, value: &Value<'_>) {
-        let Some(text) = self.string(key, value) else {
-            return;
-        };
+    fn answer(&mut self, key: &str, value: &Value<'_>) -> Option<Answer> {
+        let text = self.string(key, value)?;
         let found = text.to_owned();
-        match text {
-            "unimplemented" => {}
-            "quiet" => self.mistake(value.span(), key, Fault::Later(found)),
-            _ => self.mistake(
-                value.span(),
-                key,
-                Fault::Value {
-                    found,
-                    known: ANSWERS,
-                },
-            ),
-        }
+        let fault = match text {
+            "unimplemented" => return Some(Answer::Unimplemented),
+            "quiet" => Fault::Later(found),
+            _ => Fault::Value {
+                found,
+                known: ANSWERS,
+            },
+        };
+        self.mistake(value.span(), key, fault);
+        None
     }
 }
 
@@ -462,16 +464,18 @@ mode = "enforce"
         let file = read(FULL).unwrap();
         assert_eq!(file.mode.unwrap().value, Mode::Audit);
         assert_eq!(file.allowed_replicas, Some(BTreeSet::from([0, 2, 10])));
-        assert_eq!(
-            file.methods.unwrap(),
-            ["/source.v1.Source/PendingFn", "/other.Thing/Do_it"]
-        );
+        let methods = file.methods.unwrap();
+        assert_eq!(methods[0].value, "/source.v1.Source/PendingFn");
+        assert_eq!(methods[1].value, "/other.Thing/Do_it");
+        assert_eq!(methods[1].place.to_string(), "p.toml:4: methods[1]");
         let [first, second] = &file.rules[..] else {
             panic!("two rules")
         };
         assert!(first.namespace.is_match("payments-eu"));
         assert!(!first.namespace.is_match("payroll"));
         assert_eq!(first.mode.value, Mode::Off);
+        assert_eq!(first.answer, Some(Answer::Unimplemented));
+        assert_eq!((second.mode.value, second.answer), (Mode::Enforce, None));
         assert!(second.namespace.is_match("any") && second.workload.is_match("thing"));
         assert_eq!(second.mode.place.to_string(), "p.toml:13: rule[1].mode");
     }

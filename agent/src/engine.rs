@@ -1,16 +1,18 @@
 //! What the exporters know of the part that observes.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::model::Snapshot;
+use crate::model::{Mode, Snapshot};
+use crate::policy::{ModeChange, TooManyOverrides};
 
 /// The observing part of the agent: tap, discovery and inventory.
 ///
-/// Both methods are called from a thread on which they may block for a moment, at most [`CALLERS`] at once.
+/// Its methods are called from a thread on which they may block for a moment, at most [`CALLERS`] at once.
 pub trait Engine: Send + Sync + 'static {
     /// The state of everything now. Counters never fall from one snapshot to the next; a replica that left may be
     /// left out, and then its counters go with it.
@@ -18,6 +20,35 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Whether the tap is attached and every replica that ran before the agent has been found; if not, why.
     fn ready(&self) -> Result<(), String>;
+
+    /// Sets a mode at run time. It is in effect for every replica on the node, and those to come, when this returns.
+    fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused>;
+}
+
+/// What a change of mode came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModeChanged {
+    /// How many living replicas have which mode now; modes without any may be left out.
+    pub replicas: BTreeMap<Mode, u64>,
+    /// What the operator should know, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// Why a mode isn't set. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModeRefused {
+    /// Nothing on this node can enforce.
+    #[error("this agent can't enforce: {0}")]
+    NoEnforcer(String),
+    /// A watched method must not be enforced.
+    #[error(
+        "this agent can't enforce: it watches {0}, and of source.v1.Source only PendingFn can be enforced; take it out of \
+         `methods` in the configuration file and restart the agent"
+    )]
+    Method(String),
+    /// Too much was set.
+    #[error(transparent)]
+    TooMany(#[from] TooManyOverrides),
 }
 
 /// Calls of an engine at once at most. A caller too many waits.
@@ -63,6 +94,14 @@ impl Handle {
         self.ask(|engine| engine.ready()).await
     }
 
+    /// [`Engine::set_mode`]. What takes too long may still happen.
+    pub async fn set_mode(
+        &self,
+        change: ModeChange,
+    ) -> Result<Result<ModeChanged, ModeRefused>, Unresponsive> {
+        self.ask(|engine| engine.set_mode(change)).await
+    }
+
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&dyn Engine) -> T + Send + 'static,
@@ -92,10 +131,11 @@ pub(crate) mod fake {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, SystemTime};
 
-    use super::Engine;
+    use super::{Engine, ModeChanged, ModeRefused};
     use crate::model::{
-        Identity, Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+        Answer, Identity, Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
     };
+    use crate::policy::{ModeChange, Policy};
 
     /// The method that is watched by default.
     pub const PENDING: &str = "/source.v1.Source/PendingFn";
@@ -104,6 +144,8 @@ pub(crate) mod fake {
     pub struct Fake {
         pub snapshot: Mutex<Snapshot>,
         pub ready: Mutex<Result<(), String>>,
+        /// What modes are set on.
+        pub policy: Mutex<Policy>,
     }
 
     impl Fake {
@@ -111,6 +153,7 @@ pub(crate) mod fake {
             Arc::new(Self {
                 snapshot: Mutex::new(snapshot),
                 ready: Mutex::new(Ok(())),
+                policy: Mutex::new(Policy::new(Mode::Audit)),
             })
         }
     }
@@ -123,17 +166,40 @@ pub(crate) mod fake {
         fn ready(&self) -> Result<(), String> {
             self.ready.lock().unwrap().clone()
         }
+
+        /// Refuses where its snapshot has no enforcer; rules its snapshot's replicas again.
+        fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused> {
+            let mut snapshot = self.snapshot.lock().unwrap();
+            if let (Mode::Enforce, Some(reason)) = (change.mode, &snapshot.enforcer_reason) {
+                return Err(ModeRefused::NoEnforcer(reason.clone()));
+            }
+            let mut policy = self.policy.lock().unwrap();
+            policy.change(change)?;
+            snapshot.mode = policy.node_mode();
+            snapshot.overrides = policy.overrides();
+            let mut changed = ModeChanged::default();
+            for replica in &mut snapshot.replicas {
+                replica.mode = policy.mode(&replica.identity);
+                *changed.replicas.entry(replica.mode).or_default() += 1;
+            }
+            changed.warnings.push("a warning".to_owned());
+            Ok(changed)
+        }
     }
 
     /// Nothing on the node.
     pub fn empty() -> Snapshot {
         Snapshot {
             mode: Mode::Audit,
+            overrides: Vec::new(),
             methods: vec![PENDING.to_owned()],
             tap: "tracepoint",
+            enforcer: None,
+            enforcer_reason: Some("not tried".to_owned()),
             programs: Vec::new(),
             replicas: Vec::new(),
             unparsed: Vec::new(),
+            failures: vec![("candidate", 0)],
             events_lost: 0,
             warnings: Vec::new(),
         }
@@ -155,13 +221,16 @@ pub(crate) mod fake {
                 replica: number,
             },
             mode: Mode::Audit,
+            answer: Answer::Unimplemented,
             pids: vec![4711],
             since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             gone: None,
             calls: BTreeMap::from([((0, verdict), calls)]),
+            rejected_before: BTreeMap::new(),
             unresolved: 0,
             synced: 1,
             unsynced: 0,
+            latched: 0,
         }
     }
 
@@ -219,6 +288,9 @@ mod tests {
         fn ready(&self) -> Result<(), String> {
             Ok(())
         }
+        fn set_mode(&self, _: ModeChange) -> Result<ModeChanged, ModeRefused> {
+            Ok(ModeChanged::default())
+        }
     }
 
     #[tokio::test]
@@ -251,6 +323,9 @@ mod tests {
             }
             fn ready(&self) -> Result<(), String> {
                 Ok(())
+            }
+            fn set_mode(&self, _: ModeChange) -> Result<ModeChanged, ModeRefused> {
+                panic!("on purpose")
             }
         }
         let handle = Handle::new(Arc::new(Panics));

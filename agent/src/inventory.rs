@@ -10,32 +10,16 @@ use std::time::{Duration, SystemTime};
 use agent_common::abi::{Slot, verdict};
 
 use crate::model::{Identity, Mode, ReplicaStatus, Verdict};
+use crate::policy::Ruling;
 
 /// How long a replica that has gone is still shown, so that the last scrape sees its last counts.
 pub const SHOWN_AFTER_DEATH: Duration = Duration::from_secs(300);
 
-/// What the policy says of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ruling {
-    /// The mode that applies to it.
-    pub mode: Mode,
-    /// What its next watched call counts as.
-    pub verdict: Verdict,
-}
-
-impl Ruling {
-    /// The programs' number for the verdict.
-    pub const fn in_kernel(self) -> u32 {
-        match self.verdict {
-            Verdict::WouldReject => verdict::WOULD_REJECT,
-            Verdict::Admitted | Verdict::Unresolved => verdict::ADMITTED,
-        }
-    }
-}
-
 struct Process {
     identity: Identity,
     slot: u32,
+    /// What the policy said when the process was found: what it called before counts by that, whatever is set later.
+    found: Ruling,
 }
 
 struct Record {
@@ -44,31 +28,63 @@ struct Record {
     gone: Option<SystemTime>,
     pids: BTreeSet<u32>,
     calls: BTreeMap<(usize, Verdict), u64>,
+    rejected_before: BTreeMap<usize, u64>,
     unresolved: u64,
 }
 
 impl Record {
-    fn bank(&mut self, slot: &Slot) {
-        add_calls(&mut self.calls, slot, self.ruling);
-        self.unresolved += slot.unresolved;
+    /// Takes over the rejected calls of a pod that was the same replica.
+    fn inherit(&mut self, pod: &Self) {
+        let own = pod
+            .calls
+            .iter()
+            .filter(|((_, verdict), _)| *verdict == Verdict::Rejected)
+            .map(|((method, _), n)| (method, n));
+        for (method, n) in own.chain(&pod.rejected_before) {
+            *self.rejected_before.entry(*method).or_default() += n;
+        }
     }
 }
 
-/// Adds a slot's calls. Those that a candidate made count as what the policy says of its replica.
-fn add_calls(calls: &mut BTreeMap<(usize, Verdict), u64>, slot: &Slot, ruling: Ruling) {
+/// Adds a slot's calls. Those that a candidate made went through, or nobody wants them counted: that depends on what the
+/// policy said when it was `found`.
+fn add_calls(calls: &mut BTreeMap<(usize, Verdict), u64>, slot: &Slot, found: Ruling) {
+    let candidate = match found.verdict {
+        Some(Verdict::Rejected) => Some(Verdict::Admitted),
+        verdict => verdict,
+    };
     for (method, by_verdict) in slot.calls.iter().enumerate() {
         let of = [
-            (verdict::ADMITTED, Verdict::Admitted),
-            (verdict::WOULD_REJECT, Verdict::WouldReject),
-            (verdict::CANDIDATE, ruling.verdict),
+            (verdict::ADMITTED, Some(Verdict::Admitted)),
+            (verdict::WOULD_REJECT, Some(Verdict::WouldReject)),
+            (verdict::REJECTED, Some(Verdict::Rejected)),
+            (verdict::CANDIDATE, candidate),
         ];
         for (number, verdict) in of {
             let n = by_verdict[number as usize];
-            if n > 0 {
+            if let Some(verdict) = verdict.filter(|_| n > 0) {
                 *calls.entry((method, verdict)).or_default() += n;
             }
         }
     }
+}
+
+/// Adds all that a slot holds.
+fn include(status: &mut ReplicaStatus, slot: &Slot, found: Ruling) {
+    add_calls(&mut status.calls, slot, found);
+    status.unresolved += slot.unresolved;
+    status.synced += slot.synced;
+    status.unsynced += slot.unsynced;
+    status.latched += slot.latched;
+}
+
+/// Calls in a slot that enforcement should have rejected and that went through, because nobody knew yet whose they were.
+fn missed(slot: &Slot, found: Ruling) -> u64 {
+    if found.verdict != Some(Verdict::Rejected) {
+        return 0;
+    }
+    let calls = slot.calls.iter();
+    calls.map(|by| by[verdict::CANDIDATE as usize]).sum()
 }
 
 /// All replicas and their processes.
@@ -76,6 +92,8 @@ pub struct Inventory {
     methods: usize,
     replicas: BTreeMap<Identity, Record>,
     processes: HashMap<u32, Process>,
+    /// [`missed`] calls of processes that have ended.
+    missed: u64,
 }
 
 impl Inventory {
@@ -85,6 +103,7 @@ impl Inventory {
             methods,
             replicas: BTreeMap::new(),
             processes: HashMap::new(),
+            missed: 0,
         }
     }
 
@@ -103,7 +122,17 @@ impl Inventory {
         record.ruling = ruling;
         record.gone = None;
         record.pids.insert(pid);
-        self.processes.insert(pid, Process { identity, slot });
+        // The same program of the same process may be told of twice.
+        let before = self.processes.get(&pid).filter(|p| p.slot == slot);
+        let found = before.map_or(ruling, |process| process.found);
+        self.processes.insert(
+            pid,
+            Process {
+                identity,
+                slot,
+                found,
+            },
+        );
         arrived
     }
 
@@ -116,6 +145,7 @@ impl Inventory {
                 gone: None,
                 pids: BTreeSet::new(),
                 calls: BTreeMap::new(),
+                rejected_before: BTreeMap::new(),
                 unresolved: 0,
             })
     }
@@ -128,6 +158,38 @@ impl Inventory {
     /// Whose a process is, if it is known.
     pub fn identity(&self, pid: u32) -> Option<&Identity> {
         self.processes.get(&pid).map(|p| &p.identity)
+    }
+
+    /// What the policy said last of a process's replica, if the process is known.
+    pub fn ruling(&self, pid: u32) -> Option<Ruling> {
+        let process = self.processes.get(&pid)?;
+        Some(self.replicas.get(&process.identity)?.ruling)
+    }
+
+    /// Asks the policy again about every replica that lives.
+    pub fn rule(&mut self, ruling: impl Fn(&Identity) -> Ruling) {
+        for (identity, record) in &mut self.replicas {
+            if record.gone.is_none() {
+                record.ruling = ruling(identity);
+            }
+        }
+    }
+
+    /// How many living replicas there are with each mode; modes without any are left out.
+    pub fn modes(&self) -> BTreeMap<Mode, u64> {
+        let mut modes = BTreeMap::new();
+        for record in self.replicas.values().filter(|r| r.gone.is_none()) {
+            *modes.entry(record.ruling.mode).or_default() += 1;
+        }
+        modes
+    }
+
+    /// Replicas that live.
+    pub fn living(&self) -> impl Iterator<Item = &Identity> {
+        self.replicas
+            .iter()
+            .filter(|(_, record)| record.gone.is_none())
+            .map(|(identity, _)| identity)
     }
 
     /// Pids of all known processes.
@@ -143,8 +205,10 @@ impl Inventory {
     /// Notes that a process ended, with what its slot held. Returns its replica if that was the last process of it.
     pub fn remove(&mut self, pid: u32, slot: &Slot, now: SystemTime) -> Option<Identity> {
         let process = self.processes.remove(&pid)?;
+        self.missed += missed(slot, process.found);
         let record = self.replicas.get_mut(&process.identity)?;
-        record.bank(slot);
+        add_calls(&mut record.calls, slot, process.found);
+        record.unresolved += slot.unresolved;
         record.pids.remove(&pid);
         if !record.pids.is_empty() {
             return None;
@@ -156,18 +220,52 @@ impl Inventory {
     /// Adds what a process that is gone already left in its slot.
     pub fn bank(&mut self, identity: &Identity, slot: &Slot) {
         if let Some(record) = self.replicas.get_mut(identity) {
-            record.bank(slot);
+            self.missed += missed(slot, record.ruling);
+            add_calls(&mut record.calls, slot, record.ruling);
+            record.unresolved += slot.unresolved;
         }
     }
 
-    /// Forgets replicas that went long ago.
+    /// Forgets replicas that went long ago. Their rejected calls go on in another pod that is the same replica, so that
+    /// the sum of both, which is exported, never falls while one of them is shown.
     pub fn expire(&mut self, now: SystemTime) {
-        self.replicas.retain(|_, record| {
-            record.gone.is_none_or(|gone| {
+        let expired = |record: &Record| {
+            record.gone.is_some_and(|gone| {
                 now.duration_since(gone)
-                    .is_ok_and(|age| age < SHOWN_AFTER_DEATH)
+                    .is_ok_and(|age| age >= SHOWN_AFTER_DEATH)
             })
-        });
+        };
+        for (identity, record) in self
+            .replicas
+            .extract_if(.., |_, r| expired(r))
+            .collect::<Vec<_>>()
+        {
+            let heir = self
+                .replicas
+                .iter_mut()
+                .find(|(i, _)| i.same_replica(&identity));
+            if let Some((_, heir)) = heir {
+                heir.inherit(&record);
+            }
+        }
+    }
+
+    /// Calls that enforcement should have rejected and that went through before anybody knew whose they were; `read` reads
+    /// a slot.
+    pub fn missed(&self, read: impl Fn(u32) -> Slot) -> u64 {
+        let living = self.processes.values();
+        living
+            .filter(|p| p.slot != 0 && p.found.verdict == Some(Verdict::Rejected))
+            .map(|p| missed(&read(p.slot), p.found))
+            .sum::<u64>()
+            + self.missed
+    }
+
+    /// Adds what another build's programs count for one of a replica's processes.
+    pub fn include(&self, status: &mut ReplicaStatus, pid: u32, slot: &Slot) {
+        if let Some(process) = self.processes.get(&pid) {
+            include(status, slot, process.found);
+        }
     }
 
     /// All replicas with their counts; `read` reads a slot.
@@ -178,29 +276,27 @@ impl Inventory {
                 let mut status = ReplicaStatus {
                     identity: identity.clone(),
                     mode: record.ruling.mode,
+                    answer: record.ruling.answer,
                     pids: record.pids.iter().copied().collect(),
                     since: record.since,
                     gone: record.gone,
                     calls: record.calls.clone(),
+                    rejected_before: record.rejected_before.clone(),
                     unresolved: record.unresolved,
                     synced: 0,
                     unsynced: 0,
+                    latched: 0,
                 };
                 for pid in &record.pids {
                     if let Some(process) = self.processes.get(pid).filter(|p| p.slot != 0) {
-                        let slot = read(process.slot);
-                        add_calls(&mut status.calls, &slot, record.ruling);
-                        status.unresolved += slot.unresolved;
-                        status.synced += slot.synced;
-                        status.unsynced += slot.unsynced;
+                        include(&mut status, &read(process.slot), process.found);
                     }
                 }
                 // A replica that never called is shown with 0: that is what an upgrade that took effect looks like.
-                for method in 0..self.methods {
-                    status
-                        .calls
-                        .entry((method, record.ruling.verdict))
-                        .or_default();
+                if let Some(verdict) = record.ruling.verdict {
+                    for method in 0..self.methods {
+                        status.calls.entry((method, verdict)).or_default();
+                    }
                 }
                 status
             })
@@ -211,12 +307,23 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Kind, Replica};
+    use crate::model::{Answer, Kind, Replica};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
     const USELESS: Ruling = Ruling {
         mode: Mode::Audit,
-        verdict: Verdict::WouldReject,
+        verdict: Some(Verdict::WouldReject),
+        answer: Answer::Unimplemented,
+    };
+    const ENFORCED: Ruling = Ruling {
+        mode: Mode::Enforce,
+        verdict: Some(Verdict::Rejected),
+        answer: Answer::Unimplemented,
+    };
+    const OFF: Ruling = Ruling {
+        mode: Mode::Off,
+        verdict: None,
+        answer: Answer::Unimplemented,
     };
 
     fn identity(replica: u32) -> Identity {
@@ -298,5 +405,115 @@ mod tests {
         inventory.add(10, identity(3), 0, USELESS, NOW);
         let all = inventory.replicas(|_| unreachable!("slot 0 is nobody's"));
         assert_eq!(all[0].calls[&(0, Verdict::WouldReject)], 0);
+    }
+
+    #[test]
+    fn under_enforcement_what_a_candidate_called_went_through_and_is_a_failure() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, ENFORCED, NOW);
+        inventory.add(20, identity(0), 2, USELESS, NOW);
+        let read = |number| match number {
+            1 => slot([1, 2, 3, 4], 0),
+            _ => slot([0, 0, 50, 0], 0),
+        };
+        let all = inventory.replicas(read);
+        assert_eq!(all[1].calls[&(0, Verdict::Admitted)], 1 + 3);
+        assert_eq!(all[1].calls[&(0, Verdict::WouldReject)], 2);
+        assert_eq!(all[1].calls[&(0, Verdict::Rejected)], 4);
+        assert_eq!(inventory.missed(read), 3);
+        // What is set later changes nothing of it, nor does the end of the process or of its replica.
+        inventory.rule(|_| OFF);
+        assert_eq!(inventory.missed(read), 3);
+        inventory.rule(|_| ENFORCED);
+        inventory.remove(20, &read(2), NOW);
+        inventory.remove(10, &read(1), NOW);
+        let none = |_| unreachable!("no process is left");
+        assert_eq!(inventory.missed(none), 3);
+        inventory.expire(NOW + SHOWN_AFTER_DEATH);
+        assert_eq!(inventory.missed(none), 3);
+    }
+
+    #[test]
+    fn no_counter_falls_when_the_mode_changes() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, USELESS, NOW);
+        inventory.remove(10, &slot([1, 10, 100, 1000], 0), NOW);
+        inventory.add(11, identity(1), 1, USELESS, NOW);
+        let read = |_| slot([1, 10, 100, 1000], 0);
+        let before = inventory.replicas(read).remove(0).calls;
+        assert_eq!(before[&(0, Verdict::WouldReject)], 220);
+        for ruling in [OFF, ENFORCED, USELESS] {
+            inventory.rule(|_| ruling);
+            let status = inventory.replicas(read).remove(0);
+            assert_eq!((status.mode, &status.calls), (ruling.mode, &before));
+            assert_eq!(inventory.ruling(11), Some(ruling));
+            assert_eq!(inventory.modes(), BTreeMap::from([(ruling.mode, 1)]));
+        }
+    }
+
+    #[test]
+    fn off_is_shown_without_calls() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, OFF, NOW);
+        let status = inventory.replicas(|_| slot([0, 0, 7, 0], 0)).remove(0);
+        assert_eq!((status.mode, status.calls.len()), (Mode::Off, 0));
+        // The next call would be counted, and so is shown with 0.
+        inventory.rule(|_| ENFORCED);
+        let status = inventory.replicas(|_| slot([0, 0, 7, 0], 0)).remove(0);
+        assert_eq!(status.calls, BTreeMap::from([((0, Verdict::Rejected), 0)]));
+    }
+
+    #[test]
+    fn the_dead_are_not_ruled_again() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, USELESS, NOW);
+        inventory.remove(10, &Slot::ZERO, NOW);
+        inventory.rule(|_| OFF);
+        assert_eq!(inventory.replicas(|_| Slot::ZERO)[0].mode, Mode::Audit);
+        assert_eq!(
+            (inventory.modes().len(), inventory.living().count()),
+            (0, 0)
+        );
+    }
+
+    #[test]
+    fn a_program_that_is_told_of_twice_keeps_what_it_was_found_under() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, ENFORCED, NOW);
+        inventory.add(10, identity(1), 1, USELESS, NOW);
+        assert_eq!(inventory.missed(|_| slot([0, 0, 3, 0], 0)), 3);
+        // Another program has another slot.
+        inventory.add(10, identity(1), 2, USELESS, NOW);
+        assert_eq!(inventory.missed(|_| slot([0, 0, 3, 0], 0)), 0);
+    }
+
+    #[test]
+    fn rejections_outlive_the_pod_as_long_as_its_replica_has_another() {
+        let pod = |name: &str| Identity {
+            pod: name.into(),
+            ..identity(1)
+        };
+        let rejected = |inventory: &Inventory| -> u64 {
+            let all = inventory.replicas(|_| slot([0, 0, 0, 1], 0));
+            let own = all
+                .iter()
+                .filter_map(|r| r.calls.get(&(0, Verdict::Rejected)));
+            let before = all.iter().flat_map(|r| r.rejected_before.values());
+            own.chain(before).sum()
+        };
+        let mut inventory = Inventory::new(1);
+        inventory.add(9, identity(2), 9, ENFORCED, NOW);
+        for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let later = NOW + SHOWN_AFTER_DEATH * i as u32;
+            inventory.add(10, pod(name), 1, ENFORCED, later);
+            inventory.remove(10, &slot([5, 0, 0, 100], 0), later);
+            // The one before is forgotten now.
+            inventory.expire(later);
+        }
+        assert_eq!(inventory.replicas(|_| Slot::ZERO).len(), 2);
+        assert_eq!(rejected(&inventory), 300 + 1);
+        // Replica 2 inherits nothing.
+        inventory.expire(NOW + SHOWN_AFTER_DEATH * 10);
+        assert_eq!(rejected(&inventory), 1);
     }
 }

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod discovery;
+pub mod enforce;
 pub mod engine;
 pub mod errors;
 pub mod export;

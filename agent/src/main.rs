@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(arguments) => agent(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments).into(),
+        Command::Mode(arguments) => commands::mode::run(&arguments).into(),
         Command::Doctor(arguments) => commands::doctor::run(&arguments, Some(tap::probe)).into(),
     }
 }

@@ -59,6 +59,28 @@ pub struct Identity {
     pub replica: Replica,
 }
 
+impl Identity {
+    /// Whether both are the same replica of the same workload, in whatever pod.
+    pub fn same_replica(&self, other: &Self) -> bool {
+        let Self {
+            namespace,
+            kind,
+            workload,
+            vertex,
+            pod: _,
+            replica,
+        } = self;
+        (namespace, kind, workload, vertex, replica)
+            == (
+                &other.namespace,
+                &other.kind,
+                &other.workload,
+                &other.vertex,
+                &other.replica,
+            )
+    }
+}
+
 /// What happens to watched calls of replicas that are not allowed.
 #[derive(
     Clone,
@@ -94,6 +116,23 @@ impl Mode {
     }
 }
 
+/// How a rejected call ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Answer {
+    /// The source's own server answers UNIMPLEMENTED.
+    #[default]
+    Unimplemented,
+}
+
+impl Answer {
+    /// As it is written in flags, config and labels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unimplemented => "unimplemented",
+        }
+    }
+}
+
 /// What became of a watched call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
@@ -101,6 +140,8 @@ pub enum Verdict {
     Admitted,
     /// It went through; enforcement would have rejected it.
     WouldReject,
+    /// The source never saw it.
+    Rejected,
     /// A call was seen, but not which method it called.
     Unresolved,
 }
@@ -111,6 +152,7 @@ impl Verdict {
         match self {
             Self::Admitted => "admitted",
             Self::WouldReject => "would_reject",
+            Self::Rejected => "rejected",
             Self::Unresolved => "unresolved",
         }
     }
@@ -123,6 +165,8 @@ pub struct ReplicaStatus {
     pub identity: Identity,
     /// The mode that applies to it.
     pub mode: Mode,
+    /// How its rejected calls end.
+    pub answer: Answer,
     /// Pids (initial namespace) of its watched processes; empty once it is gone.
     pub pids: Vec<u32>,
     /// When its first process was found.
@@ -130,14 +174,18 @@ pub struct ReplicaStatus {
     /// When its last process ended.
     pub gone: Option<SystemTime>,
     /// Calls by index of the method (into [`Snapshot::methods`]) and verdict. Each watched method of a living replica
-    /// has at least the verdict that its next call would get, with 0.
+    /// has at least the verdict that its next call would get, with 0; with mode off it gets none.
     pub calls: BTreeMap<(usize, Verdict), u64>,
+    /// Rejected calls, by index of the method, of pods that were this replica before and are shown no more.
+    pub rejected_before: BTreeMap<usize, u64>,
     /// Calls whose method is not known.
     pub unresolved: u64,
     /// Connections in sync.
     pub synced: u64,
     /// Connections that lost their place.
     pub unsynced: u64,
+    /// Connections that reject a method until they end, whatever the mode is by then.
+    pub latched: u64,
 }
 
 /// One BPF program of the tap and whether it is attached.
@@ -157,21 +205,40 @@ pub struct ProgramStatus {
     pub runs: Option<(u64, u64)>,
 }
 
+/// A mode that was set at run time, and which replicas it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModeOverride {
+    /// The mode.
+    pub mode: Mode,
+    /// Namespaces, a glob; `None` for all.
+    pub namespace: Option<String>,
+    /// A pod's name; `None` for all.
+    pub pod: Option<String>,
+}
+
 /// The state of everything at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The node's mode where no rule says otherwise.
+    /// The node's mode: what was set at run time for every replica, else where no rule says otherwise.
     pub mode: Mode,
+    /// What was set at run time; later ones win.
+    pub overrides: Vec<ModeOverride>,
     /// Watched methods, full paths.
     pub methods: Vec<String>,
     /// Kind of tap in use: `tracepoint` (or `none`).
     pub tap: &'static str,
+    /// Kind of enforcer in use (`rewrite` or `gate`), if there is one.
+    pub enforcer: Option<&'static str>,
+    /// Why there is no enforcer, where there is none.
+    pub enforcer_reason: Option<String>,
     /// The tap's programs.
     pub programs: Vec<ProgramStatus>,
     /// Replicas on this node, and those that left lately.
     pub replicas: Vec<ReplicaStatus>,
     /// What could not be followed.
     pub unparsed: Vec<(Reason, u64)>,
+    /// Calls that should have been rejected and went through, by reason; every reason is there.
+    pub failures: Vec<(&'static str, u64)>,
     /// Events of processes or calls that were lost.
     pub events_lost: u64,
     /// What an operator should know, in sentences.

@@ -8,16 +8,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_common::abi::{ProcEvent, Reason, Slot, Target, Totals, event};
+use agent_common::abi::{Failure, ProcEvent, Reason, Slot, Target, Totals, event, verdict};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::MissedTickBehavior;
 
 use crate::discovery::identity::{self, Class};
 use crate::discovery::proc;
-use crate::engine::Engine;
-use crate::inventory::{Inventory, Ruling};
-use crate::model::{Identity, Snapshot};
-use crate::policy::Policy;
+use crate::enforce::Enforcement;
+use crate::engine::{Engine, ModeChanged, ModeRefused};
+use crate::inventory::Inventory;
+use crate::model::{Identity, Mode, Snapshot};
+use crate::policy::{ModeChange, Policy, Ruling, unenforceable};
 use crate::tap::Tap;
 use crate::tap::events::Events;
 
@@ -36,6 +37,8 @@ const FAREWELLS: u32 = 20;
 const FAREWELL: Duration = Duration::from_millis(50);
 /// `BPF_NOEXIST`: an entry that the kernel made meanwhile is newer.
 const NEW_ONLY: u64 = 1;
+/// `BPF_EXIST`: a process that has gone stays gone.
+const OLD_ONLY: u64 = 2;
 /// Warnings that are kept.
 const WARNINGS: usize = 20;
 
@@ -46,6 +49,7 @@ pub struct Observer {
 
 struct State {
     tap: Tap,
+    enforcement: Enforcement,
     inventory: Inventory,
     policy: Policy,
     methods: Vec<String>,
@@ -60,12 +64,18 @@ struct State {
 }
 
 impl Observer {
-    /// An observer of what `tap` sees.
-    pub fn new(tap: Tap, methods: Vec<String>, policy: Policy) -> Arc<Self> {
+    /// An observer of what `tap` sees. Where `policy` enforces anything, `enforcement` has been set up.
+    pub fn new(
+        tap: Tap,
+        methods: Vec<String>,
+        policy: Policy,
+        enforcement: Enforcement,
+    ) -> Arc<Self> {
         let inventory = Inventory::new(methods.len());
         Arc::new(Self {
             state: Mutex::new(State {
                 tap,
+                enforcement,
                 inventory,
                 policy,
                 methods,
@@ -92,6 +102,9 @@ impl Observer {
         let mut events = events.map(Events::new).transpose()?;
         {
             let mut state = self.state();
+            if state.enforcement.adopted() {
+                state.resume();
+            }
             state.look();
             state.ready = true;
             tracing::info!(
@@ -104,13 +117,25 @@ impl Observer {
         let mut farewell = tokio::time::interval(FAREWELL);
         farewell.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let ending = !self.state().ending.is_empty();
+            let (ending, due) = {
+                let state = self.state();
+                (!state.ending.is_empty(), state.enforcement.due())
+            };
             tokio::select! {
                 result = next(&mut events, |event| self.state().event(event)) => result?,
+                () = until(due) => self.state().join(),
                 _ = farewell.tick(), if ending => self.state().farewell(),
                 _ = tick.tick() => self.state().tick(),
             }
         }
+    }
+}
+
+/// Until then; for ever, if there is no such moment.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -143,7 +168,41 @@ impl State {
                     self.ended(event.tgid);
                 }
             }
+            event::CONNECT => {
+                self.enforcement.want(event.tgid);
+                self.join();
+            }
             _ => {}
+        }
+    }
+
+    /// Puts the gate before what waits for it.
+    fn join(&mut self) {
+        self.enforcement.work(&self.tap);
+    }
+
+    /// Goes on where another agent stopped: its programs have watched these processes meanwhile.
+    fn resume(&mut self) {
+        let targets: Vec<(u32, Target)> = self.tap.targets.iter().flatten().collect();
+        for (tgid, target) in targets {
+            if !proc::runs(tgid) {
+                let _ = self.tap.targets.remove(&tgid);
+                self.rest(target.slot);
+                continue;
+            }
+            self.born(ProcEvent {
+                kind: event::EXEC,
+                tgid,
+                parent: 0,
+                slot: target.slot,
+                generation: target.generation,
+            });
+        }
+        let connections: Vec<_> = self.tap.connections.keys().flatten().collect();
+        for key in connections {
+            if self.tap.targets.get(&key.tgid, 0).is_err() {
+                let _ = self.tap.connections.remove(&key);
+            }
         }
     }
 
@@ -159,10 +218,10 @@ impl State {
         // A program that runs another one of the same replica (a shell, say) is no news.
         if watched != left {
             if let Some(identity) = left {
-                log_gone(&identity);
+                log("replica gone", &identity, None);
             }
             if let Some(identity) = watched {
-                log_watched(&identity, pid);
+                log("replica watched", &identity, Some(pid));
             }
         }
     }
@@ -172,6 +231,14 @@ impl State {
         let pid = event.tgid;
         let current = match self.tap.targets.get(&pid, 0) {
             Ok(target) if target.generation == event.generation => target,
+            // The agent has put back what it read before this program began; the kernel's own entry is lost by that, so it
+            // is made anew.
+            Ok(older) if older.generation < event.generation => Target {
+                generation: event.generation,
+                epoch: event.generation,
+                slot: event.slot,
+                verdict: verdict::CANDIDATE,
+            },
             _ => {
                 // Another event about the same pid is on its way, and will find its target.
                 self.abandon(event);
@@ -225,10 +292,8 @@ impl State {
                         source.identity.pod
                     ));
                 }
-                match ruling(&self.policy, &source.identity) {
-                    Some(ruling) => Seen::Replica(source.identity, ruling),
-                    None => Seen::Other,
-                }
+                let ruling = self.policy.ruling(&source.identity);
+                Seen::Replica(source.identity, ruling)
             }
             Class::Unidentified(why) => {
                 self.warn(format!(
@@ -263,6 +328,13 @@ impl State {
         }
         let now = SystemTime::now();
         let arrived = self.inventory.add(pid, identity.clone(), slot, ruling, now);
+        for old in self.enforcement.old_mut() {
+            old.rule(pid, target.verdict);
+        }
+        if target.verdict == verdict::REJECTED {
+            self.enforcement.want(pid);
+            self.join();
+        }
         arrived.then_some(identity)
     }
 
@@ -271,8 +343,16 @@ impl State {
             return;
         }
         let _ = self.tap.targets.remove(&pid);
+        let identity = self.inventory.identity(pid).cloned();
+        let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();
+        for (slot, identity) in elsewhere.iter().zip(identity.iter().cycle()) {
+            self.inventory.bank(identity, slot);
+        }
+        for old in self.enforcement.old_mut() {
+            old.forget(pid);
+        }
         if let Some(identity) = self.bank(pid) {
-            log_gone(&identity);
+            log("replica gone", &identity, None);
         }
         let dead: Vec<_> = self
             .tap
@@ -327,6 +407,7 @@ impl State {
             }
         }
         self.inventory.expire(SystemTime::now());
+        self.enforcement.tick(&self.tap);
         let lost = self.totals().events_lost;
         let blind = !(self.tap.attached("proc_exec")
             && self.tap.attached("proc_newtask")
@@ -392,11 +473,54 @@ impl State {
                 verdict: ruling.in_kernel(),
             };
             if let Some(identity) = self.watch(pid, identity, ruling, target, NEW_ONLY) {
-                log_watched(&identity, pid);
+                log("replica watched", &identity, Some(pid));
             }
             found += 1;
         }
         Ok(found)
+    }
+
+    /// Puts into the kernel what the policy says now. Returns what could not be put there, in sentences.
+    fn rule(&mut self) -> Vec<String> {
+        let Self {
+            tap,
+            inventory,
+            policy,
+            enforcement,
+            ..
+        } = self;
+        inventory.rule(|identity| policy.ruling(identity));
+        let mut failed = Vec::new();
+        for pid in inventory.pids() {
+            let Some(ruling) = inventory.ruling(pid) else {
+                continue;
+            };
+            // A target with another slot is another program's: its event is on the way, and the policy is asked then.
+            let Ok(target) = tap.targets.get(&pid, 0) else {
+                continue;
+            };
+            let verdict = ruling.in_kernel();
+            if Some(target.slot) != inventory.slot(pid) || target.verdict == verdict {
+                continue;
+            }
+            for old in enforcement.old_mut() {
+                old.rule(pid, verdict);
+            }
+            let result = tap
+                .targets
+                .insert(pid, Target { verdict, ..target }, OLD_ONLY);
+            if result.is_ok() && verdict == verdict::REJECTED {
+                enforcement.want(pid);
+            }
+            if let Err(error) = result
+                && tap.targets.get(&pid, 0).is_ok()
+            {
+                failed.push(format!(
+                    "process {pid} keeps its mode: the table of processes refuses the new one ({error})"
+                ));
+            }
+        }
+        failed
     }
 
     fn warn(&mut self, warning: String) {
@@ -415,7 +539,8 @@ impl State {
     }
 }
 
-fn log_watched(identity: &Identity, pid: u32) {
+/// Tells that a replica came or went.
+fn log(what: &'static str, identity: &Identity, pid: Option<u32>) {
     tracing::info!(
         namespace = identity.namespace,
         workload = identity.workload,
@@ -423,27 +548,42 @@ fn log_watched(identity: &Identity, pid: u32) {
         pod = identity.pod,
         replica = %identity.replica,
         pid,
-        "replica watched"
+        "{what}"
     );
 }
 
-fn log_gone(identity: &Identity) {
-    tracing::info!(
-        namespace = identity.namespace,
-        workload = identity.workload,
-        vertex = identity.vertex,
-        pod = identity.pod,
-        replica = %identity.replica,
-        "replica gone"
-    );
+/// Why this change of mode can't be made, if it can't.
+fn refusal(
+    change: &ModeChange,
+    enforcer: &Result<&'static str, String>,
+    methods: &[String],
+) -> Option<ModeRefused> {
+    if change.mode != Mode::Enforce {
+        return None;
+    }
+    if let Err(reason) = enforcer {
+        return Some(ModeRefused::NoEnforcer(reason.clone()));
+    }
+    let method = methods.get(unenforceable(methods)?)?;
+    Some(ModeRefused::Method(method.clone()))
 }
 
-/// What the policy says of a replica; `None` where it isn't to be watched.
-fn ruling(policy: &Policy, identity: &Identity) -> Option<Ruling> {
-    policy.verdict(identity).map(|verdict| Ruling {
-        mode: policy.mode(identity),
-        verdict,
-    })
+/// What an operator should know of a change that was made. `matched` is the number of living replicas that it means.
+fn advice(change: &ModeChange, matched: usize, rules: usize) -> Vec<String> {
+    let mut advice = Vec::new();
+    if matched == 0 {
+        advice.push(format!(
+            "{} matches no replica on this node now; the mode is set for those to come",
+            change.selector
+        ));
+    }
+    if change.selector.is_everything() && rules > 0 {
+        advice.push(format!(
+            "the {rules} rules of the configuration file have no effect until the agent is restarted: a mode set for every \
+             replica wins over them"
+        ));
+    }
+    advice
 }
 
 /// Calls that a slot holds.
@@ -452,7 +592,7 @@ fn calls(slot: &Slot) -> u64 {
 }
 
 /// Nanoseconds since boot, as `bpf_ktime_get_boot_ns` has them.
-fn since_boot() -> u64 {
+pub fn since_boot() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
@@ -464,20 +604,41 @@ impl Engine for Observer {
         let programs = state.tap.programs();
         let missed: u64 = programs.iter().filter_map(|p| p.missed).sum();
         let nobodys = state.tap.slots.get(0).as_ref().map_or(0, calls);
+        let read = |slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO);
+        let mut replicas = state.inventory.replicas(read);
+        for status in &mut replicas {
+            for pid in status.pids.clone() {
+                for slot in state.enforcement.counted(pid) {
+                    state.inventory.include(status, pid, &slot);
+                }
+            }
+        }
+        let failures = Failure::ALL.into_iter().map(|why| {
+            let mut n = totals.failures[why as usize];
+            if why == Failure::Candidate {
+                n += state.inventory.missed(read);
+            }
+            (why.name(), n)
+        });
+        let enforcer = state.enforcement.kind();
+        let mut warnings: Vec<String> = state.warnings.iter().cloned().collect();
+        warnings.extend(state.enforcement.warnings());
         Snapshot {
-            mode: state.policy.default,
+            mode: state.policy.node_mode(),
+            overrides: state.policy.overrides(),
             methods: state.methods.clone(),
             tap: "tracepoint",
+            enforcer: enforcer.as_ref().ok().copied(),
+            enforcer_reason: enforcer.err(),
             programs,
-            replicas: state
-                .inventory
-                .replicas(|slot| state.tap.slots.get(slot).unwrap_or(Slot::ZERO)),
+            replicas,
+            failures: failures.collect(),
             unparsed: Reason::ALL
                 .into_iter()
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
                 .collect(),
             events_lost: totals.events_lost + state.orphaned + nobodys + missed,
-            warnings: state.warnings.iter().cloned().collect(),
+            warnings,
         }
     }
 
@@ -487,5 +648,78 @@ impl Engine for Observer {
         } else {
             Err("replicas that ran before the agent are still being looked for".into())
         }
+    }
+
+    fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused> {
+        let mut state = self.state();
+        if let Some(refused) = refusal(&change, &state.enforcement.kind(), &state.methods) {
+            return Err(refused);
+        }
+        let (mode, selector) = (change.mode, change.selector.clone());
+        if mode == Mode::Enforce {
+            let State { tap, enforcement, .. } = &mut *state;
+            enforcement
+                .enforce(tap)
+                .map_err(|e| ModeRefused::NoEnforcer(crate::errors::chain(&e)))?;
+        }
+        state.policy.change(change.clone())?;
+        let failed = state.rule();
+        state.join();
+        let matched = state.inventory.living().filter(|i| selector.matches(i));
+        let mut warnings = advice(&change, matched.count(), state.policy.rules.len());
+        warnings.extend(failed);
+        tracing::info!(mode = mode.name(), %selector, "mode set at run time");
+        Ok(ModeChanged {
+            replicas: state.inventory.modes(),
+            warnings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Selector;
+
+    fn change(mode: Mode, namespace: Option<&str>) -> ModeChange {
+        ModeChange {
+            mode,
+            selector: Selector::new(namespace, None).unwrap(),
+        }
+    }
+
+    #[test]
+    fn enforcement_needs_an_enforcer_and_methods_that_may_be_rejected() {
+        let pending = ["/source.v1.Source/PendingFn".to_owned()];
+        let read = ["/a.B/C", "/source.v1.Source/ReadFn"].map(str::to_owned);
+        let none = Err("lockdown".to_owned());
+        for mode in [Mode::Off, Mode::Audit] {
+            assert_eq!(refusal(&change(mode, None), &none, &read), None);
+        }
+        let enforce = change(Mode::Enforce, Some("ns"));
+        assert_eq!(refusal(&enforce, &Ok("gate"), &pending), None);
+        let refused = refusal(&enforce, &none, &pending).unwrap();
+        assert_eq!(refused, ModeRefused::NoEnforcer("lockdown".to_owned()));
+        assert!(refused.to_string().ends_with("lockdown"), "{refused}");
+        let refused = refusal(&enforce, &Ok("gate"), &read).unwrap();
+        assert_eq!(refused, ModeRefused::Method(read[1].clone()));
+        assert!(refused.to_string().contains(&read[1]), "{refused}");
+    }
+
+    #[test]
+    fn a_change_comes_with_advice_where_it_may_surprise() {
+        assert!(advice(&change(Mode::Off, Some("a")), 1, 2).is_empty());
+        assert!(advice(&change(Mode::Off, None), 3, 0).is_empty());
+        let [nobody] = &advice(&change(Mode::Off, Some("a")), 0, 2)[..] else {
+            panic!("one")
+        };
+        assert!(
+            nobody.contains("namespace a matches no replica"),
+            "{nobody}"
+        );
+        let [rules] = &advice(&change(Mode::Off, None), 1, 2)[..] else {
+            panic!("one")
+        };
+        assert!(rules.contains("2 rules"), "{rules}");
     }
 }

@@ -15,10 +15,11 @@ use crate::api::server::ServeError;
 use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
 use crate::engine::{self, Engine, Handle};
+use crate::enforce::{Enforcement, Plan};
 use crate::export::http::{self, ListenError};
 use crate::observer::Observer;
 use crate::settings::Settings;
-use crate::tap;
+use crate::tap::Tap;
 
 /// How long answers that are under way may take once the agent was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -37,11 +38,18 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         let shutdown = Shutdown::install()?;
         // Before anything is attached: an agent that can't be asked must not observe.
         let bound = Bound::new(settings).await?;
-        let methods = settings.methods.clone();
-        let tap = tokio::task::spawn_blocking(move || tap::start(&methods))
+        let plan = Plan {
+            pin_dir: settings.pin_dir.clone(),
+            lease: settings.lease,
+            methods: settings.methods.clone(),
+        };
+        let enforces = settings.policy.enforces();
+        let start = move || start(plan, enforces);
+        let (enforcement, tap) = tokio::task::spawn_blocking(start)
             .await
             .context("the tap's thread")??;
-        let observer = Observer::new(tap, settings.methods.clone(), settings.policy.clone());
+        let methods = settings.methods.clone();
+        let observer = Observer::new(tap, methods, settings.policy.clone(), enforcement);
         // Scrapes are answered while the observer still looks around; `/readyz` says when it has.
         tokio::select! {
             result = Arc::clone(&observer).run() => result.context("following the processes of the node")?,
@@ -51,6 +59,24 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     });
     runtime.shutdown_timeout(ABANDON);
     result
+}
+
+/// Why the agent doesn't start where it can't do what it was told: nobody who asks for enforcement gets less without noticing.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "mode enforce is configured, and this node can't enforce: {0}; `pendguard doctor` says more, and mode audit needs none of it"
+)]
+struct NoEnforcer(String);
+
+/// Makes the tap, or takes over what is pinned; and sets enforcement up where the configuration asks for it.
+fn start(plan: Plan, enforces: bool) -> anyhow::Result<(Enforcement, Tap)> {
+    let (mut enforcement, mut tap) = Enforcement::begin(plan)?;
+    if enforces {
+        enforcement
+            .enforce(&mut tap)
+            .map_err(|e| NoEnforcer(crate::errors::chain(&e)))?;
+    }
+    Ok((enforcement, tap))
 }
 
 /// What the agent is asked through, taken but not yet served.
@@ -168,18 +194,34 @@ mod tests {
 
     use super::*;
     use crate::api::client;
+    use crate::cli;
     use crate::engine::fake::{self, Fake};
     use crate::model::Mode;
-    use crate::policy::Policy;
     use crate::settings::DEFAULT_METHOD;
 
     fn settings(directory: &Path) -> Settings {
         Settings {
             policy: Policy::new(Mode::Audit),
             methods: vec![DEFAULT_METHOD.to_owned()],
+            tap: cli::Tap::Auto,
+            enforcer: cli::Enforcer::Auto,
+            pin_dir: directory.join("bpf"),
+            lease: Duration::from_secs(3600),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             api_socket: directory.join("api.sock"),
             config: None,
+        }
+    }
+
+    #[test]
+    fn enforcement_is_not_degraded_silently() {
+        let none = Err("lockdown".to_owned());
+        let enforce = Policy::new(Mode::Enforce);
+        let refused = require(&enforce, &none).unwrap_err();
+        assert!(refused.to_string().contains("lockdown"), "{refused}");
+        assert_eq!(require(&enforce, &Ok("gate")), Ok(()));
+        for mode in [Mode::Off, Mode::Audit] {
+            assert_eq!(require(&Policy::new(mode), &none), Ok(()));
         }
     }
 

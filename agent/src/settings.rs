@@ -4,11 +4,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cli::{Discover, RunArgs, Tap};
+use crate::cli::{self, Discover, RunArgs};
 use crate::config::{self, ConfigError, File};
-use crate::model::Mode;
-use crate::policy::{Policy, Rule};
+use crate::model::{Answer, Mode};
+use crate::policy::{Policy, Rule, unenforceable};
 
 /// The method that is watched if the configuration names none.
 pub const DEFAULT_METHOD: &str = "/source.v1.Source/PendingFn";
@@ -16,10 +17,19 @@ pub const DEFAULT_METHOD: &str = "/source.v1.Source/PendingFn";
 /// Everything that the agent runs with, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Modes, rules and allowed replicas. No mode in it is [`Mode::Enforce`].
+    /// Modes, rules and allowed replicas.
     pub policy: Policy,
-    /// Watched methods: 1 to 8 full paths that can be watched, no two alike.
+    /// Watched methods: 1 to 8 full paths that can be watched, no two alike. If the policy enforces, each of them may be
+    /// rejected.
     pub methods: Vec<String>,
+    /// How sends are to be observed.
+    pub tap: cli::Tap,
+    /// How calls are to be rejected.
+    pub enforcer: cli::Enforcer,
+    /// Where enforcement is pinned: an absolute path.
+    pub pin_dir: PathBuf,
+    /// How long enforcement goes on without the agent: 10 seconds to 7 days.
+    pub lease: Duration,
     /// Where `/metrics` is served.
     pub metrics_listen: SocketAddr,
     /// Where the gRPC API is served.
@@ -34,17 +44,20 @@ pub enum SettingsError {
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Enforcement.
+    /// A method that must not be rejected, where something is to be enforced.
     #[error(
-        "{place}: this version audits only, it can't enforce; \"audit\" counts what would be rejected"
+        "{method}: of source.v1.Source only PendingFn can be enforced, and enforcement is asked for ({asked}); watch the \
+         method with mode audit, or don't watch it"
     )]
-    Enforce {
-        /// The flag, the variable, or the line and the key.
-        place: String,
+    Method {
+        /// The line, the key and the method.
+        method: String,
+        /// The flag, the variable, or the line and the key of the mode.
+        asked: String,
     },
-    /// A tap that doesn't exist yet.
-    #[error("{place}: this version observes by tracepoints only")]
-    Tap {
+    /// An answer that doesn't exist yet.
+    #[error("{place}: not in this version, which rejects with unimplemented only")]
+    Answer {
         /// The flag or the variable.
         place: String,
     },
@@ -68,10 +81,13 @@ impl Settings {
 
     fn merge(arguments: &RunArgs, file: File) -> Result<Self, SettingsError> {
         let origins = arguments.origins;
-        if arguments.tap == Tap::Fentry {
-            let place = origins.tap.written("tap", "fentry");
-            return Err(SettingsError::Tap { place });
-        }
+        let answer = match arguments.answer {
+            cli::Answer::Unimplemented => Answer::Unimplemented,
+            cli::Answer::Quiet => {
+                let place = origins.answer.written("answer", "quiet");
+                return Err(SettingsError::Answer { place });
+            }
+        };
         if arguments.discover == Discover::Kube {
             let place = origins.discover.written("discover", "kube");
             return Err(SettingsError::Discover { place });
@@ -81,33 +97,47 @@ impl Settings {
             (None, Some(mode)) => (mode.value, mode.place.to_string()),
             (None, None) => (Mode::Audit, String::new()),
         };
-        let mut policy = Policy::new(refuse_enforce(mode, place)?);
+        let mut enforcing = (mode == Mode::Enforce).then_some(place);
+        let mut policy = Policy::new(mode);
+        policy.answer = answer;
         for rule in file.rules {
+            if rule.mode.value == Mode::Enforce {
+                enforcing.get_or_insert_with(|| rule.mode.place.to_string());
+            }
             policy.rules.push(Rule {
                 namespace: rule.namespace,
                 workload: rule.workload,
-                mode: refuse_enforce(rule.mode.value, rule.mode.place.to_string())?,
+                mode: rule.mode.value,
+                answer: rule.answer.unwrap_or(answer),
             });
         }
         if let Some(allowed) = file.allowed_replicas {
             policy.allowed = allowed;
         }
+        let placed = file.methods.unwrap_or_default();
+        let mut methods: Vec<String> = placed.iter().map(|m| m.value.clone()).collect();
+        if let Some(asked) = enforcing
+            && let Some(method) = unenforceable(&methods).and_then(|i| placed.get(i))
+        {
+            return Err(SettingsError::Method {
+                method: format!("{}: {:?}", method.place, method.value),
+                asked,
+            });
+        }
+        if methods.is_empty() {
+            methods.push(DEFAULT_METHOD.to_owned());
+        }
         Ok(Self {
             policy,
-            methods: file
-                .methods
-                .unwrap_or_else(|| vec![DEFAULT_METHOD.to_owned()]),
+            methods,
+            tap: arguments.tap,
+            enforcer: arguments.enforcer,
+            pin_dir: arguments.pin_dir.clone(),
+            lease: arguments.lease,
             metrics_listen: arguments.metrics_listen,
             api_socket: arguments.api_socket.clone(),
             config: arguments.config.clone(),
         })
-    }
-}
-
-fn refuse_enforce(mode: Mode, place: String) -> Result<Mode, SettingsError> {
-    match mode {
-        Mode::Enforce => Err(SettingsError::Enforce { place }),
-        Mode::Off | Mode::Audit => Ok(mode),
     }
 }
 
@@ -144,6 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_is_shipped_says_the_defaults() {
+        let shipped = resolve(&[], include_str!("../../deploy/pendguard.toml")).unwrap();
+        let defaults = resolve(&[], "").unwrap();
+        assert_eq!(shipped.policy.default, defaults.policy.default);
+        assert_eq!(shipped.policy.allowed, defaults.policy.allowed);
+        assert_eq!(shipped.methods, defaults.methods);
+        let [rule] = &shipped.policy.rules[..] else {
+            panic!("one rule")
+        };
+        assert_eq!(rule.mode, defaults.policy.default);
+        assert_eq!(rule.answer, defaults.policy.answer);
+    }
+
+    #[test]
     fn the_file_wins_over_defaults() {
         let settings = resolve(
             &[],
@@ -162,22 +206,79 @@ mod tests {
         // What loses isn't judged.
         let settings = resolve(&["--mode", "audit"], "mode = \"enforce\"").unwrap();
         assert_eq!(settings.policy.default, Mode::Audit);
+        assert!(!settings.policy.enforces());
+    }
+
+    #[test]
+    fn enforcement_comes_from_a_flag_the_file_or_a_rule() {
+        for (flags, file) in [
+            (&["--mode", "enforce"][..], "mode = \"off\""),
+            (&[], "mode = \"enforce\""),
+            (
+                &["--mode", "audit"],
+                "[[rule]]\nmode = \"enforce\"\nanswer = \"unimplemented\"",
+            ),
+        ] {
+            assert!(resolve(flags, file).unwrap().policy.enforces());
+        }
+    }
+
+    #[test]
+    fn how_it_is_done_is_passed_on() {
+        let defaults = resolve(&[], "").unwrap();
+        assert_eq!(defaults.tap, cli::Tap::Auto);
+        assert_eq!(defaults.enforcer, cli::Enforcer::Auto);
+        assert_eq!(defaults.pin_dir.to_str(), Some(cli::PIN_DIR));
+        assert_eq!(defaults.lease, Duration::from_secs(3600));
+        let flags = [
+            "--tap",
+            "fentry",
+            "--enforcer",
+            "gate",
+            "--lease",
+            "10s",
+            "--pin-dir",
+            "/a",
+        ];
+        let settings = resolve(&flags, "").unwrap();
+        assert_eq!(settings.tap, cli::Tap::Fentry);
+        assert_eq!(settings.enforcer, cli::Enforcer::Gate);
+        assert_eq!(settings.lease, Duration::from_secs(10));
+        assert_eq!(settings.pin_dir.to_str(), Some("/a"));
+    }
+
+    #[test]
+    fn what_must_not_be_enforced_is_named_with_line_and_key() {
+        let methods =
+            "methods = [\"/source.v1.Source/PendingFn\",\n\"/source.v1.Source/ReadFn\"]\n";
+        let place = "p.toml:2: methods[1]: \"/source.v1.Source/ReadFn\": of source.v1.Source";
+        for (flags, file, asked) in [
+            (&["--mode", "enforce"][..], "", "(--mode enforce)"),
+            (&[], "mode = \"enforce\"", "(p.toml:3: mode)"),
+            (
+                &["--mode", "off"],
+                "[[rule]]\nmode = \"enforce\"",
+                "(p.toml:4: rule[0].mode)",
+            ),
+        ] {
+            let error = resolve(flags, &format!("{methods}{file}")).unwrap_err();
+            let error = error.to_string();
+            assert!(error.starts_with(place), "{error}");
+            assert!(error.contains(asked), "{error}");
+        }
+        // Watched, but not enforced; and methods of other services.
+        assert!(resolve(&[], methods).is_ok());
+        let other = "methods = [\"/a.B/C\"]\nmode = \"enforce\"";
+        assert!(resolve(&[], other).is_ok());
     }
 
     #[test]
     fn what_this_version_has_not_is_refused_by_name() {
-        for (flags, file, place) in [
-            (&["--mode", "enforce"][..], "", "--mode enforce: "),
-            (&[], "\nmode = \"enforce\"", "p.toml:2: mode: "),
-            (
-                &["--mode", "audit"],
-                "[[rule]]\nmode = \"enforce\"",
-                "p.toml:2: rule[0].mode: ",
-            ),
-            (&["--tap", "fentry"], "", "--tap fentry: "),
-            (&["--discover", "kube"], "", "--discover kube: "),
+        for (flags, place) in [
+            (["--answer", "quiet"], "--answer quiet: "),
+            (["--discover", "kube"], "--discover kube: "),
         ] {
-            let error = resolve(flags, file).unwrap_err().to_string();
+            let error = resolve(&flags, "").unwrap_err().to_string();
             assert!(error.starts_with(place), "{error}");
             assert!(error.contains("this version"), "{error}");
         }

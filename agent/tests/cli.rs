@@ -43,6 +43,7 @@ fn help_and_version_are_no_errors() {
         &["run", "--help"],
         &["status", "--help"],
         &["doctor", "-h"],
+        &["mode", "--help"],
     ] {
         let ran = run(&mut pendguard(arguments));
         assert_eq!(ran.status, 0, "{arguments:?}: {}", ran.err);
@@ -56,11 +57,16 @@ fn help_and_version_are_no_errors() {
         "127.0.0.1:9470",
         "/run/pendguard/api.sock",
         "[default: audit]",
+        "fentry",
+        "--enforcer",
+        "--answer",
+        "/sys/fs/bpf/pendguard",
+        "PENDGUARD_LEASE",
     ] {
         assert!(help.contains(text), "{text}: {help}");
     }
     // What comes later isn't promised.
-    for text in ["fentry", "kube", "--lease", "--pin-dir"] {
+    for text in ["kube", "quiet"] {
         assert!(!help.contains(text), "{text}: {help}");
     }
 }
@@ -72,8 +78,10 @@ fn bad_flags_are_64_and_named() {
         (&["top"], "top"),
         (&["run", "--nothing"], "--nothing"),
         (&["run", "--mode", "loud"], "--mode"),
-        (&["run", "--mode", "enforce"], "--mode enforce"),
-        (&["run", "--tap", "fentry"], "--tap fentry"),
+        (&["run", "--answer", "quiet"], "--answer quiet"),
+        (&["run", "--lease", "1s"], "shorter than 10s"),
+        (&["run", "--lease", "8d"], "longer than 7d"),
+        (&["run", "--pin-dir", "here"], "--pin-dir"),
         (&["run", "--discover", "kube"], "--discover kube"),
         (
             &["run", "--metrics-listen", "localhost:1"],
@@ -84,6 +92,10 @@ fn bad_flags_are_64_and_named() {
             "/nonexistent.toml",
         ),
         (&["status", "--api-socket", ""], "--api-socket"),
+        (&["mode"], "<MODE>"),
+        (&["mode", "loud"], "loud"),
+        (&["mode", "off", "--namespace", "a["], "--namespace"),
+        (&["mode", "off", "--pod", ""], "--pod"),
     ] {
         let ran = run(&mut pendguard(arguments));
         assert_eq!(ran.status, 64, "{arguments:?}: {}", ran.err);
@@ -101,8 +113,22 @@ fn bad_variables_are_64_and_named() {
             "environment variable PENDGUARD_MODE",
         ),
         ("PENDGUARD_MODE", "", "environment variable PENDGUARD_MODE"),
-        ("PENDGUARD_MODE", "enforce", "PENDGUARD_MODE=enforce"),
-        ("PENDGUARD_TAP", "fentry", "PENDGUARD_TAP=fentry"),
+        ("PENDGUARD_ANSWER", "quiet", "PENDGUARD_ANSWER=quiet"),
+        (
+            "PENDGUARD_LEASE",
+            "soon",
+            "environment variable PENDGUARD_LEASE",
+        ),
+        (
+            "PENDGUARD_ENFORCER",
+            "tap",
+            "environment variable PENDGUARD_ENFORCER",
+        ),
+        (
+            "PENDGUARD_PIN_DIR",
+            "",
+            "environment variable PENDGUARD_PIN_DIR",
+        ),
         ("PENDGUARD_DISCOVER", "kube", "PENDGUARD_DISCOVER=kube"),
         (
             "PENDGUARD_METRICS_LISTEN",
@@ -136,7 +162,7 @@ fn a_flag_wins_over_its_variable() {
     let socket = directory.path().join("api.sock");
     let ran = run(
         pendguard(&["run", "--mode", "audit", "--metrics-listen", &address])
-            .env("PENDGUARD_MODE", "enforce")
+            .env("PENDGUARD_MODE", "loud")
             .env("PENDGUARD_API_SOCKET", &socket),
     );
     // Not 64: it went on, to the port that is in use.
@@ -165,14 +191,16 @@ fn mistakes_in_the_file_are_64_with_line_and_key() {
     ] {
         assert!(ran.err.contains(&named), "{}", ran.err);
     }
-    std::fs::write(&path, "\nmode = \"enforce\"\n").unwrap();
+    let methods = "methods = [\"/source.v1.Source/AckFn\"]\nmode = \"enforce\"\n";
+    std::fs::write(&path, methods).unwrap();
     let ran = run(&mut pendguard(&["run", "--config", config]));
     assert_eq!(ran.status, 64);
-    assert!(
-        ran.err.contains(&format!("{config}:2: mode: ")),
-        "{}",
-        ran.err
-    );
+    for named in [
+        format!("{config}:1: methods[0]: "),
+        format!("{config}:2: mode"),
+    ] {
+        assert!(ran.err.contains(&named), "{}", ran.err);
+    }
 }
 
 #[test]
@@ -205,14 +233,16 @@ fn the_log_can_be_json() {
 }
 
 #[test]
-fn without_an_agent_status_is_1_and_says_what_to_do() {
+fn without_an_agent_asking_is_1_and_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
-    for json in [&[][..], &["--json"]] {
-        let ran = run(pendguard(&["status"])
-            .args(json)
-            .arg("--api-socket")
-            .arg(&socket));
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["mode", "off"],
+        &["mode", "enforce", "--namespace", "a", "--json"],
+    ] {
+        let ran = run(pendguard(arguments).arg("--api-socket").arg(&socket));
         assert_eq!((ran.status, &*ran.out), (1, ""));
         assert!(ran.err.contains(socket.to_str().unwrap()), "{}", ran.err);
         assert!(ran.err.contains("pendguard run"), "{}", ran.err);

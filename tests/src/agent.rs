@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,16 +13,15 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::scale::patience;
+use crate::wait::{WAIT_LIMIT, scaled, wait_for, within};
 
 /// How long the agent may take to be ready: it loads its programs, and the verifier takes its time on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How long a condition may take to come true.
-const WAIT_LIMIT: Duration = Duration::from_secs(30);
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+
+/// How long it may take to answer a request.
+const GET_LIMIT: Duration = Duration::from_secs(10);
 
 /// The method that is watched by default.
 pub const PENDING: &str = "/source.v1.Source/PendingFn";
@@ -94,22 +93,15 @@ impl Agent {
     }
 
     async fn ready(&mut self) -> Result<()> {
-        let deadline = Instant::now() + patience(START_LIMIT);
-        loop {
+        wait_for("the agent is ready", START_LIMIT, async || {
             if let Some(status) = self.child.try_wait()? {
                 let log = (&mut self.log).await?;
                 bail!("the agent ended ({status}): {}", log.join("\n"));
             }
-            if let Ok((200, _)) = self.get("/readyz").await {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "the agent is not ready after {:?}",
-                patience(START_LIMIT)
-            );
-            tokio::time::sleep(LOOK).await;
-        }
+            let ready = matches!(self.get("/readyz").await, Ok((200, _)));
+            Ok(ready.then_some(()))
+        })
+        .await
     }
 
     /// Its process.
@@ -133,7 +125,7 @@ impl Agent {
         tokio::task::spawn_blocking(move || {
             let agent: ureq::Agent = ureq::Agent::config_builder()
                 .http_status_as_error(false)
-                .timeout_global(Some(patience(Duration::from_secs(10))))
+                .timeout_global(Some(scaled(GET_LIMIT)))
                 .build()
                 .into();
             let mut answer = agent.get(&url).call()?;
@@ -179,19 +171,17 @@ impl Agent {
         what: &str,
         mut condition: impl FnMut(&Scrape) -> bool,
     ) -> Result<Scrape> {
-        let deadline = self::deadline();
-        loop {
+        let mut last = None;
+        wait_for(what, WAIT_LIMIT, async || {
             let scrape = self.scrape().await?;
             if condition(&scrape) {
-                return Ok(scrape);
+                return Ok(Some(scrape));
             }
-            ensure!(
-                Instant::now() < deadline,
-                "not within {:?}: {what}\n{scrape:?}",
-                patience(WAIT_LIMIT)
-            );
-            tokio::time::sleep(LOOK).await;
-        }
+            last = Some(scrape);
+            Ok(None)
+        })
+        .await
+        .with_context(|| format!("the last scrape: {last:?}"))
     }
 
     /// Sends it a signal.
@@ -204,18 +194,14 @@ impl Agent {
     /// Sends SIGTERM, waits for a clean end, and returns the log.
     pub async fn stop(mut self) -> Result<Vec<String>> {
         self.signal(Signal::TERM)?;
-        let status = tokio::time::timeout(patience(STOP_LIMIT), self.child.wait())
-            .await
-            .context("the agent does not stop")??;
+        let status = within("the agent stops", STOP_LIMIT, self.child.wait()).await??;
         ensure!(status.success(), "the agent ended with {status}");
         Ok(self.log.await?)
     }
 
     /// Waits for it to end by itself: exit code and log.
     pub async fn ended(mut self) -> Result<(Option<i32>, String)> {
-        let status = tokio::time::timeout(patience(START_LIMIT), self.child.wait())
-            .await
-            .context("the agent goes on")??;
+        let status = within("the agent ends", START_LIMIT, self.child.wait()).await??;
         Ok((status.code(), self.log.await?.join("\n")))
     }
 
@@ -230,11 +216,6 @@ impl Agent {
         let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib * 1024)
     }
-}
-
-/// Until when a condition may take to come true.
-pub fn deadline() -> Instant {
-    Instant::now() + patience(WAIT_LIMIT)
 }
 
 /// An address on which nothing listens now.
@@ -291,6 +272,16 @@ impl Scrape {
     pub fn unresolved(&self, pod: &str) -> u64 {
         let labels = [("pod", pod), ("verdict", "unresolved")];
         self.sum("pendguard_calls_total", &labels).unwrap_or(0)
+    }
+
+    /// Calls that may have been missed; `None`: it doesn't say.
+    pub fn events_lost(&self) -> Option<u64> {
+        self.sum("pendguard_events_lost_total", &[])
+    }
+
+    /// Connections in a state, `synced` or `unsynced`; `None`: it doesn't say.
+    pub fn connections(&self, state: &str) -> Option<u64> {
+        self.sum("pendguard_connections", &[("state", state)])
     }
 
     /// All unparsed, by reason, without the zeros.

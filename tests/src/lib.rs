@@ -1,7 +1,7 @@
-//! The real peers of the agent's tests: a Numaflow source on the SDK, gRPC clients in four languages that behave
-//! like Numaflow's data plane, and a recorder of what those clients put on the wire.
+//! The real peers of the agent's tests: Numaflow sources on four gRPC servers, gRPC clients in four languages that
+//! behave like Numaflow's data plane, and a recorder of what those clients put on the wire.
 //!
-//! Nothing here imitates HTTP/2 or gRPC: each client uses the transport of its own language, because the agent has
+//! Nothing here imitates HTTP/2 or gRPC: each peer uses the transport of its own language, because the agent has
 //! to understand all of them. What they have in common is the [line protocol](protocol) on standard input and
 //! output, so that one wrapper ([`peers`]) drives them all, and the [payload](payload), which proves that no byte of
 //! the traffic was lost, changed, doubled or reordered.
@@ -17,5 +17,7 @@ pub mod proto;
 pub mod protocol;
 pub mod raw;
 pub mod record;
+pub mod replica;
 pub mod scale;
 pub mod source;
+pub mod wait;

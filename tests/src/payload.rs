@@ -6,7 +6,7 @@
 //! sequence: u64 | crc of the message before: u32 | bytes derived from the sequence | crc of all the bytes before: u32
 //! ```
 //!
-//! A changed byte breaks the message's own sum; a message lost, doubled or reordered breaks the sequence, and the
+//! How bytes are derived is each source's own affair: no reader derives them again. A changed byte breaks the message's own sum; a message lost, doubled or reordered breaks the sequence, and the
 //! chain of sums. A reader can join at any message: the first one it sees is checked by itself, all later ones as a
 //! chain. The sum is CRC-32 (IEEE), because Go, Python and Rust have it at memory speed, and Node in its newer
 //! releases: the check must not be what limits a throughput measurement. An offset is the sequence and the sum, so

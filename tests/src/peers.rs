@@ -34,7 +34,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 pub use client::{Client, ClientKind, ClientOptions};
-pub use source::{Source, SourceOptions};
+pub use source::{Source, SourceKind, SourceOptions};
 
 use crate::protocol::Event;
 

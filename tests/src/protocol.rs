@@ -1,9 +1,10 @@
 //! What a peer and its driver say to each other: commands on standard input, one JSON object a line on standard
-//! output. The same for the source and for all four clients; peers/README.md shows it by example.
+//! output. The same for all sources and all clients; peers/README.md shows it by example.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write as _;
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,20 @@ impl Event {
     }
 }
 
+/// The end of a peer's `main`: what went wrong is its last event.
+#[must_use]
+pub fn exit(program: &str, ended: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = ended else {
+        return ExitCode::SUCCESS;
+    };
+    let message = format!("{error:#}");
+    // Whoever reads standard output may be gone; then standard error is all there is.
+    if (Event::Error { message }).print().is_err() {
+        eprintln!("{program}: {error:#}");
+    }
+    ExitCode::FAILURE
+}
+
 /// Where a source listens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listening {
@@ -64,7 +79,7 @@ pub struct Listening {
     pub tcp: Option<String>,
     /// The source's process.
     pub pid: u32,
-    /// The SDK that serves the Unix socket, and its version.
+    /// What serves the Unix socket, and its version.
     pub sdk: String,
 }
 
@@ -109,17 +124,34 @@ pub struct Ready {
 /// How a number of calls ended.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Called {
-    /// The method's name.
+    /// The method's name, or the path.
     pub method: String,
     /// Calls answered OK.
     pub ok: u64,
     /// Other statuses, by name (`UNIMPLEMENTED`, …).
     pub errors: Tally,
     /// What OK answers said: PendingFn the count, or `absent` without a result; IsReady `true` or `false`;
-    /// PartitionsFn the numbers, separated by commas.
+    /// PartitionsFn the numbers, separated by commas; a path `answered`.
     pub values: Tally,
     /// Time from the first call's start to the last one's end.
     pub seconds: f64,
+}
+
+impl Called {
+    /// How many calls ended with which status, `OK` among them: `{"UNIMPLEMENTED": 10000}`.
+    #[must_use]
+    pub fn statuses(&self) -> Tally {
+        statuses(self.ok, &self.errors)
+    }
+}
+
+/// One tally of all statuses, without zeros.
+fn statuses(ok: u64, errors: &Tally) -> Tally {
+    let mut all = errors.clone();
+    if ok > 0 {
+        all.insert("OK".to_owned(), ok);
+    }
+    all
 }
 
 /// What reading in the background came to.
@@ -150,6 +182,14 @@ pub struct Every {
     pub errors: Tally,
     /// See [`Called::values`].
     pub values: Tally,
+}
+
+impl Every {
+    /// See [`Called::statuses`].
+    #[must_use]
+    pub fn statuses(&self) -> Tally {
+        statuses(self.ok, &self.errors)
+    }
 }
 
 /// A method that `call` can call.
@@ -200,12 +240,19 @@ impl fmt::Display for Method {
 pub struct UnknownCommand(String);
 
 /// A line that a client reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// `call METHOD N`
     Call {
         /// Which method.
         method: Method,
+        /// How many calls.
+        count: u64,
+    },
+    /// `call PATH N`: any `:path`, whether or not the source has such a method. The request is empty.
+    CallPath {
+        /// Begins with a slash.
+        path: String,
         /// How many calls.
         count: u64,
     },
@@ -235,6 +282,10 @@ impl FromStr for Command {
         let number = |word: &str| word.parse::<u64>().map_err(|_| unknown());
         let words: Vec<&str> = line.split_whitespace().collect();
         Ok(match words[..] {
+            ["call", path, count] if path.starts_with('/') => Self::CallPath {
+                path: path.to_owned(),
+                count: number(count)?,
+            },
             ["call", method, count] => Self::Call {
                 method: Method::ALL
                     .into_iter()
@@ -260,6 +311,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call { method, count } => write!(f, "call {method} {count}"),
+            Self::CallPath { path, count } => write!(f, "call {path} {count}"),
             Self::BackgroundOn { rate } => write!(f, "background on {rate}"),
             Self::BackgroundOff => f.write_str("background off"),
             Self::Every { millis } => write!(f, "every {millis}"),
@@ -280,13 +332,17 @@ mod tests {
                 method: Method::PartitionsFn,
                 count: 7,
             },
+            Command::CallPath {
+                path: "/source.v1.Source/BlockedFn".to_owned(),
+                count: 8,
+            },
             Command::BackgroundOn { rate: 0 },
             Command::BackgroundOff,
             Command::Every { millis: 5 },
             Command::EveryOff,
             Command::Quit,
         ] {
-            assert_eq!(command.to_string().parse(), Ok(command));
+            assert_eq!(command.to_string().parse(), Ok(command.clone()));
         }
     }
 
@@ -298,10 +354,25 @@ mod tests {
             "call PendingFn",
             "call ReadFn 1",
             "call PendingFn x",
+            "call / x",
             "stop",
         ] {
             assert!(line.parse::<Command>().is_err(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn statuses_are_all_that_occurred() {
+        let tally = |name: &str, n| Tally::from([(name.to_owned(), n)]);
+        let called = |ok, errors| Called {
+            ok,
+            errors,
+            ..Called::default()
+        };
+        assert_eq!(called(3, Tally::new()).statuses(), tally("OK", 3));
+        let refused = tally("UNIMPLEMENTED", 2);
+        assert_eq!(called(0, refused.clone()).statuses(), refused);
+        assert_eq!(called(1, refused).statuses().len(), 2);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::scale::patience;
+use crate::wait::within;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -55,9 +55,8 @@ impl Raw {
     }
 
     async fn line(&mut self, prefix: &str) -> Result<String> {
-        let line = tokio::time::timeout(patience(LIMIT), self.lines.next_line())
-            .await
-            .context("raw.py does not answer")??
+        let line = within("raw.py answers", LIMIT, self.lines.next_line())
+            .await??
             .context("raw.py ended")?;
         match line.strip_prefix(prefix) {
             Some(rest) => Ok(rest.trim().to_owned()),

@@ -1,8 +1,7 @@
-//! How much the tests do and how long they wait: less of it, and longer, in a virtual machine without hardware support.
+//! How much the tests do: less of everything in a virtual machine without hardware support. How long it may take is
+//! [`wait`](crate::wait)'s to say.
 
 use std::env;
-use std::sync::OnceLock;
-use std::time::Duration;
 
 /// How much the tests do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +31,4 @@ pub fn amount<T>(full: T, small: T) -> T {
         Scale::Full | Scale::Fast => full,
         Scale::Vm => small,
     }
-}
-
-/// How long to wait where a machine of usual speed takes less than `limit`: that, times PENDGUARD_TEST_SLOW.
-#[must_use]
-pub fn patience(limit: Duration) -> Duration {
-    static FACTOR: OnceLock<u32> = OnceLock::new();
-    let factor = FACTOR.get_or_init(|| {
-        env::var("PENDGUARD_TEST_SLOW")
-            .ok()
-            .and_then(|factor| factor.parse().ok())
-            .unwrap_or(1)
-    });
-    limit * *factor
 }

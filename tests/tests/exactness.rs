@@ -2,14 +2,13 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use pendguard_tests::agent::{Agent, Pod, Scrape};
-use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
+use pendguard_tests::agent::{Agent, Scrape};
+use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
-use pendguard_tests::scale::{Scale, amount, patience, scale};
-use tempfile::TempDir;
+use pendguard_tests::replica::Replica;
+use pendguard_tests::scale::{Scale, amount, scale};
 use tokio::task::JoinSet;
 
 /// Messages a second that each replica reads and acknowledges meanwhile.
@@ -28,69 +27,29 @@ fn calls() -> u64 {
     }
 }
 
-/// A replica: a pod with a source on Numaflow's SDK and a client in the data plane's place.
-struct Replica {
-    pod: Pod,
-    verdict: &'static str,
-    source: Source,
-    client: Client,
-    _directory: TempDir,
-}
-
-impl Replica {
-    async fn start(kind: ClientKind, number: u32) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let pod = Pod::mono_vertex(&format!("exact-{kind}"), &number.to_string());
-        let mut source = SourceOptions::new(directory.path().join("source.sock"));
-        for (name, value) in pod.udsource() {
-            source = source.env(name, value);
-        }
-        let source = Source::start(&source).await?;
-        let mut options = ClientOptions {
-            concurrency: Some(16),
-            limit: patience(Duration::from_secs(180)),
-            ..ClientOptions::default()
-        };
-        for (name, value) in pod.numa() {
-            options = options.env(name, value);
-        }
-        let client = Client::start(kind, &source.unix(), &options).await?;
-        Ok(Self {
-            pod,
-            verdict: if number == 0 {
-                "admitted"
-            } else {
-                "would_reject"
-            },
-            source,
-            client,
-            _directory: directory,
-        })
-    }
-
-    /// `n` calls of PendingFn, 16 at a time, while messages are read and acknowledged and IsReady is called. Returns
-    /// what the handler counted.
-    async fn load(&mut self, n: u64) -> Result<u64> {
-        let before = self.source.stats().await?.pending;
-        self.client.background_on(rate()).await?;
-        let called = self.client.call(Method::PendingFn, n).await?;
-        let ready = self.client.call(Method::IsReady, n / 20).await?;
-        let background = self.client.background_off().await?;
-        ensure!(called.ok == n, "{}: {called:?}", self.pod.name);
-        ensure!(ready.ok == n / 20, "{}: {ready:?}", self.pod.name);
-        ensure!(
-            background.intact && background.errors.is_empty() && background.messages > 0,
-            "{}: {background:?}",
-            self.pod.name
-        );
-        Ok(self.source.stats().await?.pending - before)
-    }
+/// `n` calls of PendingFn, 16 at a time, while messages are read and acknowledged and IsReady is called. Returns what the
+/// handler counted.
+async fn load_one(replica: &mut Replica, n: u64) -> Result<u64> {
+    let before = replica.source.stats().await?.pending;
+    replica.client.background_on(rate()).await?;
+    let called = replica.client.call(Method::PendingFn, n).await?;
+    let ready = replica.client.call(Method::IsReady, n / 20).await?;
+    let background = replica.client.background_off().await?;
+    let name = &replica.pod.name;
+    ensure!(called.ok == n, "{name}: {called:?}");
+    ensure!(ready.ok == n / 20, "{name}: {ready:?}");
+    ensure!(
+        background.intact && background.errors.is_empty() && background.messages > 0,
+        "{name}: {background:?}"
+    );
+    Ok(replica.source.stats().await?.pending - before)
 }
 
 async fn replicas(kind: ClientKind) -> Result<Vec<Replica>> {
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
-        replicas.push(Replica::start(kind, number).await?);
+        let workload = format!("exact-{kind}");
+        replicas.push(Replica::start(&workload, number, kind, SourceKind::Rust).await?);
     }
     Ok(replicas)
 }
@@ -100,7 +59,7 @@ async fn load(replicas: Vec<Replica>, n: u64) -> Result<Vec<(Replica, u64)>> {
     let mut tasks = JoinSet::new();
     for (i, mut replica) in replicas.into_iter().enumerate() {
         tasks.spawn(async move {
-            let handled = replica.load(n).await?;
+            let handled = load_one(&mut replica, n).await?;
             anyhow::Ok((i, replica, handled))
         });
     }
@@ -119,30 +78,36 @@ async fn load(replicas: Vec<Replica>, n: u64) -> Result<Vec<(Replica, u64)>> {
 struct Row {
     client: String,
     started: &'static str,
-    replica: usize,
+    replica: u32,
     handled: u64,
     counted: u64,
     unresolved: u64,
 }
 
-fn row(
-    client: &Client,
-    started: &'static str,
-    replica: usize,
-    handled: u64,
-    scrape: &Scrape,
-    pod: &Pod,
-    verdict: &str,
-) -> Row {
-    let ready = client.ready();
+/// What was counted up to a scrape.
+fn row(replica: &Replica, started: &'static str, handled: u64, scrape: &Scrape) -> Row {
+    let ready = replica.client.ready();
     Row {
         client: format!("{} {}", ready.client, ready.version),
         started,
-        replica,
+        replica: replica.number,
         handled,
-        counted: scrape.pending(&pod.name, verdict),
-        unresolved: scrape.unresolved(&pod.name),
+        counted: replica.counted(scrape),
+        unresolved: scrape.unresolved(&replica.pod.name),
     }
+}
+
+/// What the agent counted is what the handler did, and nothing was unresolved.
+fn exact(row: &Row, scrape: &Scrape) -> Result<()> {
+    ensure!(
+        row.counted == row.handled && row.unresolved == 0,
+        "replica {}: counted {} of {}, {} unresolved\n{scrape:?}",
+        row.replica,
+        row.counted,
+        row.handled,
+        row.unresolved
+    );
+    Ok(())
 }
 
 /// Writes the rows to `target/exactness/<name>.md`, from which the README's table is made.
@@ -174,8 +139,7 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
     let scrape = agent.scrape().await?;
     let rows: Vec<_> = done
         .iter()
-        .enumerate()
-        .map(|(i, (r, handled))| row(&r.client, "before", i, *handled, &scrape, &r.pod, r.verdict))
+        .map(|(replica, handled)| row(replica, "before", *handled, &scrape))
         .collect();
     write(&format!("{kind}-before"), &rows)?;
     for r in &rows {
@@ -185,14 +149,7 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
             r.replica,
             r.handled
         );
-        ensure!(
-            r.counted == r.handled && r.unresolved == 0,
-            "replica {}: counted {} of {}, {} unresolved\n{scrape:?}",
-            r.replica,
-            r.counted,
-            r.handled,
-            r.unresolved
-        );
+        exact(r, &scrape)?;
     }
     for (replica, _) in &done {
         // And under no other verdict.
@@ -200,10 +157,7 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
         ensure!(all == Some(calls()), "{}: {all:?} in all", replica.pod.name);
     }
     ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
-    ensure!(
-        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
-        "{scrape:?}"
-    );
+    ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
     agent.stop().await?;
     Ok(())
 }
@@ -223,7 +177,7 @@ async fn in_the_middle(kind: ClientKind) -> Result<()> {
     let agent = Agent::start(&[]).await?;
     agent
         .until("every connection is joined", |scrape| {
-            scrape.sum("pendguard_connections", &[("state", "synced")]) >= Some(REPLICAS.into())
+            scrape.connections("synced") >= Some(REPLICAS.into())
         })
         .await?;
     for replica in &mut replicas {
@@ -235,11 +189,10 @@ async fn in_the_middle(kind: ClientKind) -> Result<()> {
     let scrape = agent.scrape().await?;
     let rows: Vec<_> = done
         .iter()
-        .enumerate()
-        .map(|(i, (r, handled))| {
-            let mut row = row(&r.client, "after", i, *handled, &scrape, &r.pod, r.verdict);
-            row.counted -= before.pending(&r.pod.name, r.verdict);
-            row.unresolved -= before.unresolved(&r.pod.name);
+        .map(|(replica, handled)| {
+            let mut row = row(replica, "after", *handled, &scrape);
+            row.counted -= replica.counted(&before);
+            row.unresolved -= before.unresolved(&replica.pod.name);
             row
         })
         .collect();
@@ -257,14 +210,7 @@ async fn in_the_middle(kind: ClientKind) -> Result<()> {
                 r.handled
             );
         } else {
-            ensure!(
-                r.counted == r.handled && r.unresolved == 0,
-                "replica {}: counted {} of {}, {} unresolved\n{scrape:?}",
-                r.replica,
-                r.counted,
-                r.handled,
-                r.unresolved
-            );
+            exact(r, &scrape)?;
         }
     }
     agent.stop().await?;

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::client::connect::Target;
-use pendguard_tests::peers::{Client, ClientKind, ClientOptions, PeerError, Source, SourceOptions};
+use pendguard_tests::peers::{
+    Client, ClientKind, ClientOptions, PeerError, Source, SourceKind, SourceOptions,
+};
 use pendguard_tests::protocol::{Method, Tally};
-use pendguard_tests::scale::{amount, patience};
+use pendguard_tests::scale::amount;
 use pendguard_tests::source::generator::Faults;
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -22,6 +26,20 @@ fn calls() -> u64 {
 fn rate() -> u64 {
     amount(2000, 200)
 }
+/// Calls of each method where every client meets every source.
+fn few() -> u64 {
+    amount(50, 20)
+}
+/// And messages per second.
+fn few_rate() -> u64 {
+    amount(500, 100)
+}
+const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
+
+/// How long a source may take to be read to its end, or to be found dead.
+const READ_LIMIT: Duration = Duration::from_secs(20);
+/// A method that no source has: what Pendguard makes of a call that it rejects. Its path is as long as PendingFn's.
+const NO_METHOD: &str = "/source.v1.Source/BlockedFn";
 
 async fn source(directory: &TempDir) -> Source {
     let options = SourceOptions {
@@ -32,6 +50,160 @@ async fn source(directory: &TempDir) -> Source {
     Source::start(&options.env("NUMAFLOW_REPLICA", REPLICA))
         .await
         .expect("the source starts")
+}
+
+/// Calls that a source has no method for, while messages flow: each is answered, and nothing else notices.
+async fn refuse(kind: ClientKind, source: &mut Source, rootless: &str) -> Result<()> {
+    let mut client = Client::start(kind, &source.unix(), &ClientOptions::default()).await?;
+    let before = source.stats().await?;
+    client.background_on(few_rate()).await?;
+    let connected = source.connections()?;
+    for (path, status) in [(NO_METHOD, UNIMPLEMENTED), ("/", rootless)] {
+        let called = client.call_path(path, few()).await?;
+        ensure!(
+            called.statuses() == tally(status, few()),
+            "{path}: {called:?}"
+        );
+        // The one and the other in turn, and the stream goes on behind them.
+        let called = client.call(Method::PendingFn, few()).await?;
+        ensure!(called.statuses() == tally("OK", few()), "{called:?}");
+        ensure!(
+            called.values == tally(&PENDING.to_string(), few()),
+            "{called:?}"
+        );
+        let read = source.stats().await?.acked;
+        wait_for("more messages", WAIT_LIMIT, async || {
+            Ok((source.stats().await?.acked > read).then_some(()))
+        })
+        .await?;
+    }
+    let ready = client.call(Method::IsReady, few()).await?;
+    ensure!(ready.values == tally("true", few()), "{ready:?}");
+    let partitions = client.call(Method::PartitionsFn, few()).await?;
+    ensure!(partitions.values == tally(REPLICA, few()), "{partitions:?}");
+    ensure!(
+        (connected, source.connections()?) == (1, 1),
+        "one connection, the same all the time"
+    );
+    let report = client.background_off().await?;
+    ensure!(report.intact && report.errors.is_empty(), "{report:?}");
+    ensure!(report.acked == report.messages, "{report:?}");
+    client.quit().await?;
+
+    let after = source.stats().await?;
+    ensure!(after.pending - before.pending == 2 * few(), "{after:?}");
+    ensure!(after.partitions - before.partitions == few(), "{after:?}");
+    ensure!(
+        after.messages - before.messages == report.messages
+            && after.acked - before.acked == report.acked
+            && after.bytes - before.bytes == report.bytes,
+        "{after:?} after {before:?}, {report:?}"
+    );
+    ensure!(
+        (after.ack_mismatches, after.abandoned) == (0, 0),
+        "{after:?}"
+    );
+    Ok(())
+}
+
+/// Every client with every source.
+#[tokio::test]
+async fn a_method_that_no_source_has() -> Result<()> {
+    let directory = TempDir::new()?;
+    for source_kind in SourceKind::ALL {
+        let options = SourceOptions {
+            kind: source_kind,
+            pending_value: Some(PENDING),
+            message_bytes: Some(100),
+            ..SourceOptions::new(directory.path().join(format!("{source_kind}.sock")))
+        };
+        let mut source = Source::start(&options.env("NUMAFLOW_REPLICA", REPLICA)).await?;
+        // grpc-go up to 1.42 says so of a path without a service; UNIMPLEMENTED is what the others say, and newer ones.
+        let rootless = match source.listening().sdk.as_str() {
+            "grpc-go 1.33.3" => "RESOURCE_EXHAUSTED",
+            _ => UNIMPLEMENTED,
+        };
+        for kind in ClientKind::ALL {
+            refuse(kind, &mut source, rootless)
+                .await
+                .with_context(|| format!("{kind} and {source_kind}"))?;
+        }
+        let last = source.stats().await?;
+        ensure!(source.quit().await? == last, "{source_kind}");
+    }
+    Ok(())
+}
+
+/// A great many refused calls are all reported, as what they are.
+#[tokio::test]
+async fn many_refused_calls() -> Result<()> {
+    let many = amount(10_000, 300);
+    let directory = TempDir::new()?;
+    let mut source = source(&directory).await;
+    for kind in ClientKind::ALL {
+        let mut client = Client::start(kind, &source.unix(), &ClientOptions::default()).await?;
+        let called = client.call_path(NO_METHOD, many).await?;
+        ensure!(
+            called.statuses() == tally(UNIMPLEMENTED, many),
+            "{kind}: {called:?}"
+        );
+        client.quit().await?;
+    }
+    ensure!(source.stats().await?.pending == 0);
+    Ok(())
+}
+
+/// What the other sources can't do they refuse, rather than do something else.
+#[tokio::test]
+async fn a_source_says_what_it_cannot_do() -> Result<()> {
+    let directory = TempDir::new()?;
+    for kind in [SourceKind::Node, SourceKind::Go] {
+        let refused = Source::start(&SourceOptions {
+            kind,
+            total: Some(1),
+            ..SourceOptions::new(directory.path().join("source.sock"))
+        })
+        .await;
+        ensure!(
+            matches!(&refused, Err(PeerError::Failed { message, .. }) if message.contains("total")),
+            "{kind}: {refused:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Not available is -1, on every source, however it is said; and a short payload is a whole one.
+#[tokio::test]
+async fn a_source_that_knows_nothing() -> Result<()> {
+    let directory = TempDir::new()?;
+    for kind in SourceKind::ALL {
+        for pending_value in [None, Some(-7)] {
+            let source = Source::start(&SourceOptions {
+                kind,
+                pending_value,
+                message_bytes: Some(1),
+                ..SourceOptions::new(directory.path().join("source.sock"))
+            })
+            .await?;
+            let options = ClientOptions::default();
+            let mut client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
+            client.background_on(0).await?;
+            let called = client.call(Method::PendingFn, 1).await?;
+            ensure!(called.values == tally("-1", 1), "{kind}: {called:?}");
+            let report = client.background_off().await?;
+            ensure!(
+                report.intact && report.bytes == 16 * report.messages,
+                "{kind}: {report:?}"
+            );
+            client.quit().await?;
+            source.quit().await?;
+        }
+    }
+    Ok(())
+}
+
+fn tally(key: &str, count: u64) -> Tally {
+    Tally::from([(key.to_owned(), count)])
 }
 
 /// Calls of all methods while messages flow: both sides count the same, and no byte is lost.
@@ -134,9 +306,9 @@ async fn an_exhausted_source_has_nothing_pending() -> Result<(), PeerError> {
         while source.stats().await?.acked < total {}
         Ok::<(), PeerError>(())
     };
-    tokio::time::timeout(patience(Duration::from_secs(20)), done)
+    within("the source is read to its end", READ_LIMIT, done)
         .await
-        .expect("the source is read to its end")?;
+        .expect("it is")?;
     let report = client.background_off().await?;
     assert_eq!((report.messages, report.bytes), (total, total * 64));
     let left = client.call(Method::PendingFn, 1).await?;
@@ -157,9 +329,9 @@ async fn a_dead_source_shows_in_the_background() -> Result<(), PeerError> {
             while client.call(Method::PendingFn, 1).await?.errors.is_empty() {}
             Ok::<(), PeerError>(())
         };
-        tokio::time::timeout(patience(Duration::from_secs(20)), failed)
+        within("calls fail", READ_LIMIT, failed)
             .await
-            .expect("calls fail")?;
+            .expect("they do")?;
         let report = client.background_off().await?;
         assert!(!report.errors.is_empty(), "{kind}: {report:?}");
         client.quit().await?;

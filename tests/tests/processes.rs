@@ -38,10 +38,7 @@ async fn the_first_call_of_a_new_replica_counts() -> Result<()> {
         })
         .await?;
     let scrape = agent.scrape().await?;
-    ensure!(
-        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
-        "{scrape:?}"
-    );
+    ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
     agent.stop().await?;
     Ok(())
 }
@@ -84,7 +81,7 @@ async fn an_agent_that_is_stopped_loses_nothing() -> Result<()> {
     // What ran before the exec is told apart from what runs now, and whose it was can't be asked any more: it is either
     // counted or lost, and nothing is both or neither.
     let counted = scrape.pending(&new.name, "would_reject");
-    let lost = scrape.sum("pendguard_events_lost_total", &[]);
+    let lost = scrape.events_lost();
     ensure!(
         lost == Some(9 - counted),
         "{counted} counted, {lost:?} lost"
@@ -252,14 +249,8 @@ async fn families() -> Result<()> {
         scrape.pending(&pod.name, "would_reject") == 52,
         "{scrape:?}"
     );
-    ensure!(
-        scrape.sum("pendguard_connections", &[("state", "synced")]) == Some(0),
-        "{scrape:?}"
-    );
-    ensure!(
-        scrape.sum("pendguard_events_lost_total", &[]) == Some(0),
-        "{scrape:?}"
-    );
+    ensure!(scrape.connections("synced") == Some(0), "{scrape:?}");
+    ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
     agent.stop().await?;
     Ok(())
 }

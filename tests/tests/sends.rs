@@ -1,21 +1,22 @@
 //! Every way to hand bytes to the kernel, and everything that can go wrong with it: what was sent counts, once, and
 //! nothing else does.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::raw::Raw;
 use pendguard_tests::scale::amount;
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 
 const CALLS: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
-/// PendingFn as tonic sends it, on stream 1, in hexadecimal.
-const REQUEST: &str = "00001c010400000001838604946107b6c2157ee15f71edb08563596a90d54d86af";
+/// PendingFn as tonic sends it, on stream 1, in hexadecimal, without the three indexed fields at the end: a block of 24
+/// octets.
+const REQUEST: &str = "000018010400000001838604946107b6c2157ee15f71edb08563596a90d54d86af";
 const REQUEST_LEN: usize = 33;
 
 fn request(stream: u32) -> String {
-    // Without tonic's three indexed fields at the end: 25 octets of block.
-    let mut hex = REQUEST.replacen("00001c", "000018", 1);
+    let mut hex = REQUEST.to_owned();
     hex.replace_range(10..18, &format!("{stream:08x}"));
     hex
 }
@@ -158,7 +159,7 @@ async fn malformed_http2() -> Result<()> {
             before.unparsed()
         );
         ensure!(
-            after.sum("pendguard_connections", &[("state", "unsynced")]) == Some(1),
+            after.connections("unsynced") == Some(1),
             "{what}: {after:?}"
         );
         // Picked up again.
@@ -201,18 +202,14 @@ async fn malformed_http2() -> Result<()> {
 }
 
 async fn wait_received(raw: &mut Raw, fd: &str, bytes: usize) -> Result<()> {
-    let deadline = pendguard_tests::agent::deadline();
-    loop {
-        let received: usize = raw.run(&format!("received {fd}")).await?.parse()?;
-        if received == bytes {
-            return Ok(());
-        }
-        ensure!(
-            received < bytes && std::time::Instant::now() < deadline,
-            "{received} bytes arrived of {bytes}"
-        );
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let mut received = 0;
+    wait_for("every byte arrives", WAIT_LIMIT, async || {
+        received = raw.run(&format!("received {fd}")).await?.parse()?;
+        ensure!(received <= bytes, "{received} bytes arrived of {bytes}");
+        Ok((received == bytes).then_some(()))
+    })
+    .await
+    .with_context(|| format!("{received} bytes arrived of {bytes}"))
 }
 
 /// What isn't HTTP/2 costs nothing and counts as nothing; TLS is recognised.
@@ -264,7 +261,7 @@ async fn descriptors_that_come_back() -> Result<()> {
     let pod = Pod::mono_vertex("fds", "1");
     let mut raw = Raw::start(pod.numa()).await?;
     let file = tempfile::NamedTempFile::new()?;
-    let synced = |scrape: &Scrape| scrape.sum("pendguard_connections", &[("state", "synced")]);
+    let synced = |scrape: &Scrape| scrape.connections("synced");
     for (way, expected) in [
         ("close", 1),
         ("dup2", 2),

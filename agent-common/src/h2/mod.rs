@@ -6,7 +6,9 @@
 //! | [`frame`] | frame types, flags, and which frame headers a client may send |
 //! | [`walk`] | the streaming state machine: [`walk::step`] passes one token of the byte stream |
 //! | [`track`] | one *send* of a connection: begins, joins, ends, and what is kept of it |
+//! | [`edit`] | the same walk for an enforcer: it overwrites the path of a call that is rejected |
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
+//! | [`substitute`] | what a watched path is overwritten with |
 //! | [`huffman`] | the HPACK Huffman code (to build that table) |
 //!
 //! # What it knows of HPACK
@@ -20,8 +22,10 @@
 //! It never guesses. What can't be followed ends in [`walk::Outcome::Fault`] with a [`walk::Fault`], or in the class
 //! [`walk::UNRESOLVED`].
 
+pub mod edit;
 pub mod frame;
 pub mod huffman;
 pub mod paths;
+pub mod substitute;
 pub mod track;
 pub mod walk;

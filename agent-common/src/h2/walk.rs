@@ -16,15 +16,15 @@ pub const RING: usize = 128;
 pub const MAX_BLOCK: u32 = 64 * 1024;
 /// Octets of a string that one step compares: a whole watched path, mostly.
 const COMPARE: u32 = 32;
-/// Fields of one octet that one step passes.
-const RUN: u32 = 8;
-
 /// What a path turned out to be: nothing known (yet).
 pub const NONE: u32 = 0;
 /// A path that isn't watched.
 pub const OTHER: u32 = 1;
 /// The first watched path; the others follow.
 pub const WATCHED: u32 = 2;
+/// The first watched path that was substituted (see [`super::edit`]); the others follow. In the dynamic table it is an
+/// entry that the server knows as the substitute: the connection is *latched*.
+pub const LATCHED: u32 = WATCHED + MAX_PATHS as u32;
 /// A request whose path, or an entry of the table whose name, was an index that can't be known.
 pub const UNRESOLVED: u32 = 255;
 
@@ -109,6 +109,9 @@ pub enum Outcome {
 /// A source has two lengths: what is *left* of the current piece, and how much of that can be *read* now. Bulk data
 /// is passed without being read, which is why they differ: in the kernel, reading is a copy from user memory.
 pub trait Source {
+    /// Fields of one octet that one step passes at most.
+    const RUN: u32 = 8;
+
     /// Bytes from here to the end of the piece.
     fn left(&self) -> u32;
     /// Bytes of these that [`Source::peek`] reaches.
@@ -168,13 +171,17 @@ pub struct Conn {
     /// Set where a request's stream was not the one after the last: something was sent unseen.
     /// Holds how many insertions were forgotten for it.
     pub gap: Vol<u32>,
+    /// 1 once an insertion was a substitute.
+    latched: Vol<u32>,
     /// Insertions into the dynamic table since it is known.
     inserted: Vol<u32>,
+    /// Fills up.
+    reserved: Vol<u32>,
     /// What the last [`RING`] insertions were.
     ring: [Vol<u8>; RING],
 }
 
-const _: () = assert!(size_of::<Conn>() == 240);
+const _: () = assert!(size_of::<Conn>() == 248);
 const _: () = assert!(RING.is_power_of_two());
 
 /// The field is inserted in the dynamic table.
@@ -185,6 +192,8 @@ const NAME_IS_PATH: u32 = 2;
 const IN_NAME: u32 = 4;
 /// Its name is an index that can't be known: it may be `:path`.
 const NAME_UNKNOWN: u32 = 8;
+/// Octets of the string in progress were sent substituted: the rest must be as well, or the string is none.
+const SUBSTITUTED: u32 = 16;
 
 impl Conn {
     /// A connection of which nothing was seen.
@@ -203,6 +212,63 @@ impl Conn {
     #[inline(always)]
     pub fn at_border(&self) -> bool {
         self.phase.get() == phase::HEAD && self.count.get() == 0 && self.open_block.get() == 0
+    }
+
+    /// Where in the value of a `:path` that may still be a watched one the next octet stands.
+    #[inline(always)]
+    pub(super) fn in_candidate(&self) -> Option<u32> {
+        if self.phase.get() == phase::BLOCK
+            && self.field.get() == field::BODY
+            && self.role.get() & (NAME_IS_PATH | IN_NAME) == NAME_IS_PATH
+            && self.mask.get() != 0
+        {
+            Some(self.string_at.get())
+        } else {
+            None
+        }
+    }
+
+    /// Whether the next octet begins a field.
+    #[inline(always)]
+    pub(super) fn at_field(&self) -> bool {
+        self.phase.get() == phase::BLOCK && self.field.get() == field::START
+    }
+
+    /// Whether the last string was a Huffman coded one.
+    #[inline(always)]
+    pub(super) fn was_huffman(&self) -> bool {
+        self.huffman.get() & 1 != 0
+    }
+
+    /// Whether a part of the last string was sent substituted.
+    #[inline(always)]
+    pub(super) fn is_substituted(&self) -> bool {
+        self.role.get() & SUBSTITUTED != 0
+    }
+
+    /// Notes that the part of the string that was sent so far was substituted.
+    #[inline(always)]
+    pub fn set_substituted(&self) {
+        self.role.set(self.role.get() | SUBSTITUTED);
+    }
+
+    /// Whether the server's dynamic table has had a substitute in it.
+    #[inline(always)]
+    pub fn latches(&self) -> bool {
+        self.latched.get() != 0
+    }
+
+    /// Notes that the watched path that was just passed was substituted, and so was the entry that it made in the
+    /// server's dynamic table, if it made one.
+    #[inline(always)]
+    pub(super) fn set_latched(&self, literal: bool) {
+        let latched = self.path.get() - WATCHED + LATCHED;
+        self.path.set(latched);
+        if literal && self.role.get() & INSERT != 0 {
+            let newest = self.inserted.get().wrapping_sub(1) as usize & (RING - 1);
+            self.ring[newest].set(latched as u8);
+            self.latched.set(1);
+        }
     }
 
     /// Checks what must hold between two steps, unless the last one ended in a fault: for tests and fuzzing.
@@ -236,7 +302,7 @@ impl Conn {
         }
         if field > field::BODY
             || self.integer.get() > integer::LENGTH
-            || self.role.get() > 15
+            || self.role.get() > 31
             || self.huffman.get() > 1
             || self.unknown.get() > 1
             || self.shift.get() > 28
@@ -250,7 +316,7 @@ impl Conn {
         if field == field::BODY && self.mask.get() != 0 && self.string_at.get() + left >= 128 {
             return Err("a string longer than any candidate is one");
         }
-        let class = |class: u32| class < WATCHED + MAX_PATHS as u32 || class == UNRESOLVED;
+        let class = |class: u32| class < LATCHED + MAX_PATHS as u32 || class == UNRESOLVED;
         let newest = self.inserted.get().wrapping_sub(1) as usize & (RING - 1);
         if !class(self.path.get()) || !class(self.ring[newest].get() as u32) {
             return Err("a class that is none");
@@ -267,6 +333,7 @@ impl Conn {
         self.last_stream.set(0);
         self.field.set(field::START);
         self.gap.set(0);
+        self.latched.set(0);
         self.forget_table();
     }
 }
@@ -521,7 +588,7 @@ fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
             done = string_part(c, n);
         } else if state == field::START && is_short_index(s.peek(0) as u32) {
             n = 0;
-            while n < RUN {
+            while n < S::RUN {
                 if n >= ready {
                     break;
                 }

@@ -4,6 +4,7 @@
 mod reference;
 
 mod captures;
+mod edits;
 mod malformed;
 mod paths;
 mod properties;

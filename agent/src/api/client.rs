@@ -67,23 +67,43 @@ pub struct Report {
 
 /// Asks for everything.
 pub async fn fetch(path: &Path) -> Result<Report, ClientError> {
-    let mut client = AgentClient::new(connect(path).await?).max_decoding_message_size(MAX_ANSWER);
-    let refused = |status| ClientError::Refused {
-        path: path.to_owned(),
-        status: Box::new(status),
-    };
+    let mut client = agent(path).await?;
     let status = client
         .get_status(pb::GetStatusRequest {})
         .await
-        .map_err(refused)?;
+        .map_err(|status| refused(path, status))?;
     let list = client
         .list_replicas(pb::ListReplicasRequest {})
         .await
-        .map_err(refused)?;
+        .map_err(|status| refused(path, status))?;
     Ok(Report {
         status: status.into_inner(),
         replicas: list.into_inner().replicas,
     })
+}
+
+/// Sets a mode.
+pub async fn set_mode(
+    path: &Path,
+    request: pb::SetModeRequest,
+) -> Result<pb::SetModeResponse, ClientError> {
+    let mut client = agent(path).await?;
+    let response = client.set_mode(request).await;
+    Ok(response
+        .map_err(|status| refused(path, status))?
+        .into_inner())
+}
+
+async fn agent(path: &Path) -> Result<AgentClient<Channel>, ClientError> {
+    let channel = connect(path).await?;
+    Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+}
+
+fn refused(path: &Path, status: tonic::Status) -> ClientError {
+    ClientError::Refused {
+        path: path.to_owned(),
+        status: Box::new(status),
+    }
 }
 
 /// Connects to the agent on a socket.

@@ -2,11 +2,16 @@
 #![forbid(unsafe_code)]
 
 use agent_common::abi::Reason;
+use tonic::Status;
 
 use super::pb;
 use super::service::About;
+use crate::engine::{ModeChanged, ModeRefused};
 use crate::export;
-use crate::model::{Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict};
+use crate::model::{
+    Kind, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+};
+use crate::policy::{ModeChange, Selector};
 use crate::version;
 
 pub(super) fn status(
@@ -35,6 +40,63 @@ pub(super) fn status(
         events_lost: snapshot.events_lost,
         warnings: snapshot.warnings,
         not_ready: ready.err().unwrap_or_default(),
+        overrides: snapshot.overrides.into_iter().map(override_).collect(),
+        enforcer: snapshot.enforcer.unwrap_or(export::NONE).to_owned(),
+        enforcer_reason: snapshot.enforcer_reason.unwrap_or_default(),
+        enforcement_failures: snapshot
+            .failures
+            .into_iter()
+            .map(|(reason, count)| pb::EnforcementFailure {
+                reason: reason.to_owned(),
+                count,
+            })
+            .collect(),
+    }
+}
+
+fn override_(override_: ModeOverride) -> pb::ModeOverride {
+    pb::ModeOverride {
+        mode: mode(override_.mode).into(),
+        namespace: override_.namespace,
+        pod: override_.pod,
+    }
+}
+
+/// What a request to set a mode asks for.
+pub(super) fn change(request: &pb::SetModeRequest) -> Result<ModeChange, Status> {
+    let mode = match request.mode() {
+        pb::Mode::Off => Mode::Off,
+        pb::Mode::Audit => Mode::Audit,
+        pb::Mode::Enforce => Mode::Enforce,
+        // A number that this version doesn't know reads as unspecified too.
+        pb::Mode::Unspecified => {
+            let message = format!("mode {} is none of off, audit and enforce", request.mode);
+            return Err(Status::invalid_argument(message));
+        }
+    };
+    let selector = Selector::new(request.namespace.as_deref(), request.pod.as_deref())
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(ModeChange { mode, selector })
+}
+
+pub(super) fn changed(changed: ModeChanged) -> pb::SetModeResponse {
+    pb::SetModeResponse {
+        replicas: [Mode::Off, Mode::Audit, Mode::Enforce]
+            .into_iter()
+            .map(|m| pb::ModeCount {
+                mode: mode(m).into(),
+                replicas: changed.replicas.get(&m).copied().unwrap_or_default(),
+            })
+            .collect(),
+        warnings: changed.warnings,
+    }
+}
+
+pub(super) fn refused(refused: &ModeRefused) -> Status {
+    let message = refused.to_string();
+    match refused {
+        ModeRefused::NoEnforcer(_) | ModeRefused::Method(_) => Status::failed_precondition(message),
+        ModeRefused::TooMany(_) => Status::resource_exhausted(message),
     }
 }
 
@@ -60,6 +122,7 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
                 verdict: match verdict {
                     Verdict::Admitted => pb::Verdict::Admitted,
                     Verdict::WouldReject => pb::Verdict::WouldReject,
+                    Verdict::Rejected => pb::Verdict::Rejected,
                     // No call of a known method; there is a field of its own for these.
                     Verdict::Unresolved => return None,
                 }
@@ -91,6 +154,7 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
         connections: Some(pb::Connections {
             synced: status.synced,
             unsynced: status.unsynced,
+            latched: status.latched,
         }),
     }
 }
@@ -120,6 +184,7 @@ impl From<export::Connections> for pb::Connections {
         Self {
             synced: connections.synced,
             unsynced: connections.unsynced,
+            latched: connections.latched,
         }
     }
 }
@@ -141,6 +206,14 @@ mod tests {
         snapshot.unparsed = vec![(Reason::Tls, 2)];
         snapshot.warnings = vec!["beware".to_owned()];
         snapshot.events_lost = 4;
+        snapshot.failures = vec![("candidate", 6)];
+        snapshot.replicas[1].latched = 1;
+        let some = ModeOverride {
+            mode: Mode::Off,
+            namespace: Some("a*".to_owned()),
+            pod: None,
+        };
+        snapshot.overrides = vec![some];
         let status = status(about, snapshot, Err("not yet".to_owned()));
         assert_eq!(status.version, version::VERSION);
         assert_eq!((status.pid, status.started.unwrap().seconds), (7, 5));
@@ -155,6 +228,20 @@ mod tests {
         assert_eq!(tls.count, 2);
         assert_eq!((status.events_lost, &*status.not_ready), (4, "not yet"));
         assert_eq!(status.warnings, ["beware"]);
+        assert_eq!(status.connections.unwrap().latched, 1);
+        assert_eq!(
+            (&*status.enforcer, &*status.enforcer_reason),
+            ("none", "not tried")
+        );
+        let failure = &status.enforcement_failures[0];
+        assert_eq!((&*failure.reason, failure.count), ("candidate", 6));
+        let [set] = &status.overrides[..] else {
+            panic!("one")
+        };
+        assert_eq!(
+            (set.mode(), set.namespace(), &set.pod),
+            (pb::Mode::Off, "a*", &None)
+        );
         let [attached, failed] = &status.programs[..] else {
             panic!("two programs")
         };
@@ -169,6 +256,8 @@ mod tests {
     fn replicas_say_everything() {
         let mut snapshot = fake::three();
         snapshot.replicas[1].gone = Some(SystemTime::UNIX_EPOCH);
+        snapshot.replicas[1].latched = 3;
+        snapshot.replicas[1].calls.insert((0, Verdict::Rejected), 5);
         let replicas = replicas(snapshot).replicas;
         assert_eq!(replicas[0].replica, Some(0));
         assert_eq!(replicas[2].replica, None);
@@ -179,5 +268,11 @@ mod tests {
             (&*calls.method, calls.verdict(), calls.count),
             (fake::PENDING, pb::Verdict::WouldReject, 8)
         );
+        let rejected = &replicas[1].calls[1];
+        assert_eq!(
+            (rejected.verdict(), rejected.count),
+            (pb::Verdict::Rejected, 5)
+        );
+        assert_eq!(replicas[1].connections.unwrap().latched, 3);
     }
 }

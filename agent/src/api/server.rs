@@ -151,6 +151,125 @@ mod tests {
         assert_eq!(report.replicas.len(), 3);
     }
 
+    async fn set_mode(
+        running: &Running,
+        mode: pb::Mode,
+        namespace: Option<&str>,
+        pod: Option<&str>,
+    ) -> Result<pb::SetModeResponse, tonic::Status> {
+        let request = pb::SetModeRequest {
+            mode: mode.into(),
+            namespace: namespace.map(str::to_owned),
+            pod: pod.map(str::to_owned),
+        };
+        match client::set_mode(&running.path, request).await {
+            Ok(response) => Ok(response),
+            Err(client::ClientError::Refused { status, .. }) => Err(*status),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mode_is_set_over_the_socket() {
+        let running = start().await;
+        let pod = Some("orders-mv-1-abcde");
+        let set = set_mode(&running, pb::Mode::Off, Some("pay*"), pod)
+            .await
+            .unwrap();
+        let counts: Vec<_> = set
+            .replicas
+            .iter()
+            .map(|c| (c.mode(), c.replicas))
+            .collect();
+        assert_eq!(
+            counts,
+            [
+                (pb::Mode::Off, 1),
+                (pb::Mode::Audit, 2),
+                (pb::Mode::Enforce, 0)
+            ]
+        );
+        assert_eq!(set.warnings, ["a warning"]);
+        let report = client::fetch(&running.path).await.unwrap();
+        let [shown] = &report.status.overrides[..] else {
+            panic!("one")
+        };
+        assert_eq!((shown.mode(), shown.namespace()), (pb::Mode::Off, "pay*"));
+        assert_eq!(shown.pod.as_deref(), pod);
+        assert_eq!(report.replicas[1].mode(), pb::Mode::Off);
+        assert_eq!(report.status.mode(), pb::Mode::Audit);
+        // Of the node.
+        set_mode(&running, pb::Mode::Off, None, None).await.unwrap();
+        let report = client::fetch(&running.path).await.unwrap();
+        assert_eq!(report.status.mode(), pb::Mode::Off);
+        let [everything] = &report.status.overrides[..] else {
+            panic!("one")
+        };
+        assert!(everything.namespace.is_none() && everything.pod.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_mode_that_cant_be_set_is_refused_with_its_reason() {
+        use tonic::Code::{FailedPrecondition, InvalidArgument, ResourceExhausted};
+        let running = start().await;
+        let long = "x".repeat(254);
+        for (mode, namespace, pod, code, reason) in [
+            (pb::Mode::Unspecified, None, None, InvalidArgument, "mode 0"),
+            (
+                pb::Mode::Off,
+                Some(""),
+                None,
+                InvalidArgument,
+                "namespace is empty",
+            ),
+            (
+                pb::Mode::Off,
+                None,
+                Some(""),
+                InvalidArgument,
+                "pod is empty",
+            ),
+            (pb::Mode::Off, Some("a["), None, InvalidArgument, "a["),
+            (
+                pb::Mode::Off,
+                Some(&*long),
+                None,
+                InvalidArgument,
+                "254 octets",
+            ),
+            (
+                pb::Mode::Enforce,
+                Some("a"),
+                None,
+                FailedPrecondition,
+                "not tried",
+            ),
+        ] {
+            let status = set_mode(&running, mode, namespace, pod).await.unwrap_err();
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(reason), "{status}");
+        }
+        // A mode of a later version.
+        let later = pb::SetModeRequest {
+            mode: 99,
+            ..pb::SetModeRequest::default()
+        };
+        let error = client::set_mode(&running.path, later).await.unwrap_err();
+        assert!(error.to_string().contains("mode 99"), "{error}");
+        assert_eq!(running.engine.policy.lock().unwrap().overrides(), []);
+        for i in 0..crate::policy::MAX_OVERRIDES {
+            let pod = format!("p{i}");
+            let set = set_mode(&running, pb::Mode::Off, None, Some(&pod)).await;
+            assert!(set.is_ok(), "{set:?}");
+        }
+        let full = set_mode(&running, pb::Mode::Off, None, Some("more")).await;
+        assert_eq!(full.unwrap_err().code(), ResourceExhausted);
+        // There is an enforcer now, and room again.
+        running.engine.snapshot.lock().unwrap().enforcer_reason = None;
+        let enforced = set_mode(&running, pb::Mode::Enforce, None, None).await;
+        assert_eq!(enforced.unwrap().replicas[2].replicas, 3);
+    }
+
     #[tokio::test]
     async fn health_follows_readiness() {
         let running = start().await;

@@ -54,6 +54,20 @@ impl Agent for AgentService {
         let snapshot = self.engine.snapshot().await.map_err(unavailable)?;
         Ok(Response::new(convert::replicas(snapshot)))
     }
+
+    async fn set_mode(
+        &self,
+        request: Request<pb::SetModeRequest>,
+    ) -> Result<Response<pb::SetModeResponse>, Status> {
+        let change = convert::change(request.get_ref())?;
+        let result = self.engine.set_mode(change).await.map_err(|error| {
+            Status::unavailable(format!(
+                "{error}; the mode may be set all the same: `pendguard status` shows it"
+            ))
+        })?;
+        let changed = result.map_err(|refused| convert::refused(&refused))?;
+        Ok(Response::new(convert::changed(changed)))
+    }
 }
 
 fn unavailable(error: Unresponsive) -> Status {

@@ -1,7 +1,8 @@
-//! The verbs that report: each asks, prints, and says the exit status.
+//! The verbs that ask the agent: each asks, prints, and says the exit status.
 #![forbid(unsafe_code)]
 
 pub mod doctor;
+pub mod mode;
 pub mod report;
 pub mod status;
 

@@ -19,10 +19,17 @@ pub struct Report {
     /// Why it isn't.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_ready: Option<String>,
-    /// `off`, `audit` or `enforce`: the node's mode where no rule says otherwise.
+    /// `off`, `audit` or `enforce`: the node's mode where no rule and no override says otherwise.
     pub mode: &'static str,
+    /// Modes set at run time; later ones win, and all of them over the configuration file.
+    pub overrides: Vec<Override>,
     /// Kind of tap: `tracepoint`, or `none`.
     pub tap: String,
+    /// Kind of enforcer: `rewrite`, `gate`, or `none`.
+    pub enforcer: String,
+    /// Why there is no enforcer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enforcer_reason: Option<String>,
     /// Watched methods, full paths.
     pub methods: Vec<String>,
     /// BPF programs.
@@ -31,12 +38,25 @@ pub struct Report {
     pub connections: Connections,
     /// What could not be followed, by reason; all reasons are there.
     pub unparsed: BTreeMap<String, u64>,
+    /// Calls that should have been rejected and went through, by reason; all reasons are there.
+    pub enforcement_failures: BTreeMap<String, u64>,
     /// Events of processes or calls that were lost.
     pub events_lost: u64,
     /// What an operator should know, in sentences.
     pub warnings: Vec<String>,
     /// Replicas on this node, and those that left lately.
     pub replicas: Vec<Replica>,
+}
+
+/// A mode set at run time, for the replicas that match all that isn't `null`.
+#[derive(Debug, Serialize)]
+pub struct Override {
+    /// `off`, `audit` or `enforce`.
+    pub mode: &'static str,
+    /// Namespaces, a glob.
+    pub namespace: Option<String>,
+    /// A pod's name.
+    pub pod: Option<String>,
 }
 
 /// The agent itself.
@@ -83,6 +103,8 @@ pub struct Connections {
     pub synced: u64,
     /// Out of step.
     pub unsynced: u64,
+    /// Rejecting until they end; each is also one of the others.
+    pub latched: u64,
 }
 
 /// A source replica.
@@ -121,7 +143,7 @@ pub struct Replica {
 pub struct Calls {
     /// Full path of the method.
     pub method: String,
-    /// `admitted` or `would_reject`.
+    /// `admitted`, `would_reject` or `rejected`.
     pub verdict: &'static str,
     /// How many.
     pub count: u64,
@@ -139,6 +161,8 @@ impl Replica {
 pub const ADMITTED: &str = "admitted";
 /// `would_reject`, as [`Calls::verdict`] has it.
 pub const WOULD_REJECT: &str = "would_reject";
+/// `rejected`, as [`Calls::verdict`] has it.
+pub const REJECTED: &str = "rejected";
 /// An agent of a later version may say things that this one has no name for.
 const UNKNOWN: &str = "unknown";
 
@@ -158,7 +182,10 @@ impl Report {
             ready: status.not_ready.is_empty(),
             not_ready: Some(status.not_ready).filter(|reason| !reason.is_empty()),
             mode,
+            overrides: status.overrides.into_iter().map(Override::from).collect(),
             tap: status.tap,
+            enforcer: status.enforcer,
+            enforcer_reason: Some(status.enforcer_reason).filter(|reason| !reason.is_empty()),
             methods: status.methods,
             programs: status.programs.into_iter().map(Program::from).collect(),
             connections: connections(status.connections),
@@ -166,6 +193,11 @@ impl Report {
                 .unparsed
                 .into_iter()
                 .map(|unparsed| (unparsed.reason, unparsed.count))
+                .collect(),
+            enforcement_failures: status
+                .enforcement_failures
+                .into_iter()
+                .map(|failure| (failure.reason, failure.count))
                 .collect(),
             events_lost: status.events_lost,
             warnings: status.warnings,
@@ -179,6 +211,16 @@ fn uptime(started: Option<prost_types::Timestamp>, now: SystemTime) -> Duration 
         .and_then(|time| SystemTime::try_from(time).ok())
         .and_then(|time| now.duration_since(time).ok())
         .unwrap_or_default()
+}
+
+impl From<pb::ModeOverride> for Override {
+    fn from(set: pb::ModeOverride) -> Self {
+        Self {
+            mode: mode(set.mode()),
+            namespace: set.namespace,
+            pod: set.pod,
+        }
+    }
 }
 
 impl From<pb::Program> for Program {
@@ -226,6 +268,7 @@ impl From<pb::Calls> for Calls {
             verdict: match calls.verdict() {
                 pb::Verdict::Admitted => ADMITTED,
                 pb::Verdict::WouldReject => WOULD_REJECT,
+                pb::Verdict::Rejected => REJECTED,
                 pb::Verdict::Unspecified => UNKNOWN,
             },
             method: calls.method,
@@ -238,10 +281,12 @@ fn connections(connections: Option<pb::Connections>) -> Connections {
     connections.map_or_else(Connections::default, |connections| Connections {
         synced: connections.synced,
         unsynced: connections.unsynced,
+        latched: connections.latched,
     })
 }
 
-fn mode(mode: pb::Mode) -> &'static str {
+/// The name of a mode.
+pub fn mode(mode: pb::Mode) -> &'static str {
     match mode {
         pb::Mode::Off => "off",
         pb::Mode::Audit => "audit",

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::CellAlignment;
 
-use super::report::{ADMITTED, Replica, Report, WOULD_REJECT};
+use super::report::{ADMITTED, REJECTED, Replica, Report, WOULD_REJECT};
 use super::{block_on, clean, complain, duration, print, table};
 use crate::api::client;
 use crate::cli::ReportArgs;
@@ -51,26 +51,40 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     let uptime = duration(Duration::from_secs(agent.uptime_seconds));
     writeln!(
         out,
-        "pendguard {}: mode {}, tap {}, up {uptime}, pid {}",
+        "pendguard {}: mode {}, tap {}, enforcer {}, up {uptime}, pid {}",
         clean(&agent.version),
         report.mode,
         clean(&report.tap),
+        clean(&report.enforcer),
         agent.pid
     )?;
     let methods: Vec<_> = report.methods.iter().map(|method| clean(method)).collect();
     writeln!(out, "watched      {}", methods.join("\n             "))?;
     let connections = report.connections;
     let (synced, unsynced) = (connections.synced, connections.unsynced);
-    writeln!(out, "connections  {synced} synced, {unsynced} unsynced")?;
-    let unparsed: Vec<String> = report
-        .unparsed
-        .iter()
-        .filter(|&(_, &count)| count > 0)
-        .map(|(reason, count)| format!("{} {count}", clean(reason)))
-        .collect();
-    if !unparsed.is_empty() {
-        writeln!(out, "unparsed     {}", unparsed.join(", "))?;
+    write!(out, "connections  {synced} synced, {unsynced} unsynced")?;
+    match connections.latched {
+        0 => writeln!(out)?,
+        latched => writeln!(out, ", {latched} latched")?,
     }
+    for set in &report.overrides {
+        write!(out, "at run time  mode {}", set.mode)?;
+        if set.namespace.is_none() && set.pod.is_none() {
+            write!(out, ", every replica")?;
+        }
+        if let Some(namespace) = &set.namespace {
+            write!(out, ", namespace {}", clean(namespace))?;
+        }
+        if let Some(pod) = &set.pod {
+            write!(out, ", pod {}", clean(pod))?;
+        }
+        writeln!(out)?;
+    }
+    if let Some(reason) = &report.enforcer_reason {
+        writeln!(out, "no enforcer  {}", clean(reason))?;
+    }
+    reasons(out, "unparsed     ", &report.unparsed)?;
+    reasons(out, "not rejected ", &report.enforcement_failures)?;
     if report.events_lost > 0 {
         writeln!(out, "events lost  {}", report.events_lost)?;
     }
@@ -93,6 +107,19 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     Ok(())
 }
 
+/// How often something happened by reason, if it did.
+fn reasons(out: &mut String, what: &str, counts: &BTreeMap<String, u64>) -> fmt::Result {
+    let happened: Vec<String> = counts
+        .iter()
+        .filter(|&(_, &count)| count > 0)
+        .map(|(reason, count)| format!("{} {count}", clean(reason)))
+        .collect();
+    if happened.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{what}{}", happened.join(", "))
+}
+
 /// What replicas that are shown together have in common.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Group<'a> {
@@ -113,10 +140,11 @@ impl fmt::Display for Group<'_> {
     }
 }
 
-const HEADER: [&str; 6] = [
+const HEADER: [&str; 7] = [
     "REPLICA",
     "ADMITTED",
     "WOULD_REJECT",
+    "REJECTED",
     "UNRESOLVED",
     "CONNS",
     "POD",
@@ -159,7 +187,7 @@ fn replicas(replicas: &[Replica], out: &mut String) -> fmt::Result {
     Ok(())
 }
 
-fn row(replica: &Replica) -> [String; 6] {
+fn row(replica: &Replica) -> [String; 7] {
     let number = match replica.replica {
         Some(number) => number.to_string(),
         None => "unknown".to_owned(),
@@ -170,8 +198,12 @@ fn row(replica: &Replica) -> [String; 6] {
         number,
         replica.calls_with(ADMITTED).to_string(),
         replica.calls_with(WOULD_REJECT).to_string(),
+        replica.calls_with(REJECTED).to_string(),
         replica.unresolved.to_string(),
-        connections.to_string(),
+        match replica.connections.latched {
+            0 => connections.to_string(),
+            latched => format!("{connections} ({latched} latched)"),
+        },
         match replica.gone {
             Some(_) => format!("{pod} (gone)"),
             None => pod.into_owned(),
@@ -186,7 +218,7 @@ mod tests {
     use crate::api::server::serve;
     use crate::api::socket::ApiSocket;
     use crate::engine::{Handle, fake};
-    use crate::model::{Kind, Mode, Replica as Number, Snapshot};
+    use crate::model::{Kind, Mode, ModeOverride, Replica as Number, Snapshot, Verdict};
     use tokio_util::sync::CancellationToken;
 
     /// The whole way: engine, server, socket, client, report.
@@ -228,19 +260,20 @@ mod tests {
         let text = rendered(snapshot);
         let expected = format!(
             "\
-pendguard {}: mode audit, tap tracepoint, up 2 min, pid 42
+pendguard {}: mode audit, tap tracepoint, enforcer none, up 2 min, pid 42
 watched      /source.v1.Source/PendingFn
 connections  3 synced, 0 unsynced
+no enforcer  not tried
 warning: exit_sendto isn't attached to syscalls/sys_exit_sendto: no such tracepoint
 warning: beware
 
- REPLICA  ADMITTED  WOULD_REJECT  UNRESOLVED  CONNS  POD
+ REPLICA  ADMITTED  WOULD_REJECT  REJECTED  UNRESOLVED  CONNS  POD
 payments/orders (MonoVertex), mode audit
-       0         9             0           0      1  orders-mv-0-abcde
-       1         0             8           0      1  orders-mv-1-abcde
- unknown         7             0           0      1  orders-mv-unknown-abcde
+       0         9             0         0           0      1  orders-mv-0-abcde
+       1         0             8         0           0      1  orders-mv-1-abcde
+ unknown         7             0         0           0      1  orders-mv-unknown-abcde
 payments/orders/in (Pipeline), mode off
-      10         0        123456           3      1  orders-mv-10-abcde (gone)
+      10         0        123456         0           3      1  orders-mv-10-abcde (gone)
 ",
             crate::version::VERSION
         );
@@ -263,6 +296,57 @@ payments/orders/in (Pipeline), mode off
             text.contains("unparsed     tls 3\nevents lost  2\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn enforcement_is_shown() {
+        let mut snapshot = fake::three();
+        snapshot.enforcer = Some("gate");
+        snapshot.enforcer_reason = None;
+        snapshot.failures = vec![("candidate", 3)];
+        snapshot.replicas[1].mode = Mode::Enforce;
+        snapshot.replicas[1].latched = 1;
+        let calls = &mut snapshot.replicas[1].calls;
+        calls.insert((0, Verdict::Rejected), 77);
+        let set = |mode, namespace: Option<&str>, pod: Option<&str>| ModeOverride {
+            mode,
+            namespace: namespace.map(str::to_owned),
+            pod: pod.map(str::to_owned),
+        };
+        snapshot.overrides = vec![
+            set(Mode::Audit, None, None),
+            set(Mode::Enforce, Some("pay*"), None),
+            set(Mode::Audit, Some("payments"), Some("orders-mv-0-abcde")),
+            set(Mode::Off, None, Some("x\u{1b}")),
+        ];
+        let text = rendered(snapshot.clone());
+        for line in [
+            "mode audit, tap tracepoint, enforcer gate, up",
+            "connections  3 synced, 0 unsynced, 1 latched\n",
+            "at run time  mode audit, every replica\n",
+            "at run time  mode enforce, namespace pay*\n",
+            "at run time  mode audit, namespace payments, pod orders-mv-0-abcde\n",
+            "at run time  mode off, pod x\u{fffd}\n",
+            "not rejected candidate 3\n",
+            "payments/orders (MonoVertex), mode enforce\n",
+            "         8        77           0  1 (1 latched)  orders-mv-1-abcde\n",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("no enforcer"), "{text}");
+        let json = serde_json::to_value(report(snapshot)).unwrap();
+        assert_eq!(json["enforcer"], "gate");
+        assert_eq!(json.get("enforcer_reason"), None);
+        assert_eq!(json["enforcement_failures"]["candidate"], 3);
+        assert_eq!(json["overrides"][1]["mode"], "enforce");
+        assert_eq!(json["overrides"][1]["namespace"], "pay*");
+        assert_eq!(json["overrides"][1]["pod"], serde_json::Value::Null);
+        assert_eq!(json["connections"]["latched"], 1);
+        let replica = &json["replicas"][1];
+        assert_eq!(replica["mode"], "enforce");
+        assert_eq!(replica["connections"]["latched"], 1);
+        assert_eq!(replica["calls"][1]["verdict"], "rejected");
+        assert_eq!(replica["calls"][1]["count"], 77);
     }
 
     #[test]
@@ -292,6 +376,11 @@ payments/orders/in (Pipeline), mode off
             (&json["mode"], &json["tap"]),
             (&"audit".into(), &"tracepoint".into())
         );
+        assert_eq!(
+            (&json["enforcer"], &json["enforcer_reason"]),
+            (&"none".into(), &"not tried".into())
+        );
+        assert_eq!(json["overrides"], serde_json::json!([]));
         assert_eq!(json["methods"][0], fake::PENDING);
         assert_eq!(json["programs"][0]["attached"], true);
         assert_eq!(json["programs"][1]["error"], "no such tracepoint");

@@ -10,7 +10,8 @@ use agent_common::abi::Reason;
 use prometheus::TextEncoder;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-use crate::model::{Identity, Snapshot, Verdict};
+use super::NONE;
+use crate::model::{Answer, Identity, Kind, Replica, Snapshot, Verdict};
 use crate::version;
 
 /// The content type of [`render`]'s text.
@@ -52,7 +53,7 @@ const CALLS: Family = Family {
     name: "pendguard_calls_total",
     kind: FamilyKind::Counter,
     help: "Calls of watched methods that a source replica of this node made, by what became of them: admitted, \
-           would_reject (audit: enforcement would have rejected it), or unresolved (seen, but not which method; method \
+           would_reject (audit: enforcement would have rejected it), rejected, or unresolved (seen, but not which method; method \
            is then empty).",
     labels: &[
         "namespace",
@@ -65,6 +66,28 @@ const CALLS: Family = Family {
         "verdict",
     ],
 };
+const REJECTIONS: Family = Family {
+    name: "pendguard_rejections_total",
+    kind: FamilyKind::Counter,
+    help: "Calls of watched methods that were rejected, by how they ended (answer) and why (reason: policy).",
+    labels: &[
+        "namespace",
+        "kind",
+        "workload",
+        "vertex",
+        "replica",
+        "method",
+        "answer",
+        "reason",
+    ],
+};
+const FAILURES: Family = Family {
+    name: "pendguard_enforcement_failures_total",
+    kind: FamilyKind::Counter,
+    help: "Calls that should have been rejected and went through, by reason: candidate (made before the agent knew whose \
+           they were). They are counted as admitted, too.",
+    labels: &["reason"],
+};
 const REPLICAS: Family = Family {
     name: "pendguard_replicas",
     kind: FamilyKind::Gauge,
@@ -75,7 +98,8 @@ const CONNECTIONS: Family = Family {
     name: "pendguard_connections",
     kind: FamilyKind::Gauge,
     help: "HTTP/2 connections of watched processes: synced (each call is counted by its method), unsynced (out of step, \
-           picked up again where framing allows) or latched (rejecting until they end; this version has none).",
+           picked up again where framing allows); latched are those of them that reject a method until they end, \
+           whatever the mode is by then.",
     labels: &["state"],
 };
 const UNPARSED: Family = Family {
@@ -95,6 +119,12 @@ const TAP_INFO: Family = Family {
     name: "pendguard_tap_info",
     kind: FamilyKind::Gauge,
     help: "How sends are observed on this node; the value is always 1.",
+    labels: &["kind"],
+};
+const ENFORCER_INFO: Family = Family {
+    name: "pendguard_enforcer_info",
+    kind: FamilyKind::Gauge,
+    help: "How calls are rejected on this node: rewrite, gate or none; the value is always 1.",
     labels: &["kind"],
 };
 const BUILD_INFO: Family = Family {
@@ -121,11 +151,14 @@ const PROGRAM_RUNS: Family = Family {
 /// All metrics that this version exports; the reference is made from it.
 pub const FAMILIES: &[Family] = &[
     CALLS,
+    REJECTIONS,
+    FAILURES,
     REPLICAS,
     CONNECTIONS,
     UNPARSED,
     EVENTS_LOST,
     TAP_INFO,
+    ENFORCER_INFO,
     BUILD_INFO,
     PROGRAM_SECONDS,
     PROGRAM_RUNS,
@@ -140,11 +173,14 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
 pub fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
     [
         calls(snapshot),
+        rejections(snapshot),
+        failures(snapshot),
         replicas(snapshot),
         connections(snapshot),
         unparsed(snapshot),
         Series::new(EVENTS_LOST).one(&[], snapshot.events_lost as f64),
         Series::new(TAP_INFO).one(&[snapshot.tap], 1.0),
+        Series::new(ENFORCER_INFO).one(&[snapshot.enforcer.unwrap_or(NONE)], 1.0),
         Series::new(BUILD_INFO).one(&[version::VERSION, version::REVISION, version::RUSTC], 1.0),
         programs(snapshot, PROGRAM_SECONDS, |(_, nanoseconds)| {
             nanoseconds as f64 / 1e9
@@ -185,6 +221,57 @@ fn calls(snapshot: &Snapshot) -> Series {
     series
 }
 
+/// What pods that are the same replica have in common.
+type Seat<'a> = (&'a str, Kind, &'a str, &'a str, Replica);
+
+/// The rejected calls of all pods of a replica. One that may be rejected is there from the start, with 0.
+fn rejections(snapshot: &Snapshot) -> Series {
+    let mut sums: BTreeMap<(Seat<'_>, &str, Answer), u64> = BTreeMap::new();
+    for replica in &snapshot.replicas {
+        let of = &replica.identity;
+        let seat = (
+            &*of.namespace,
+            of.kind,
+            &*of.workload,
+            &*of.vertex,
+            of.replica,
+        );
+        let own = replica
+            .calls
+            .iter()
+            .filter(|((_, verdict), _)| *verdict == Verdict::Rejected)
+            .map(|((method, _), count)| (method, count));
+        for (&method, &count) in own.chain(&replica.rejected_before) {
+            let method = snapshot.methods.get(method).map_or("", String::as_str);
+            *sums.entry((seat, method, replica.answer)).or_default() += count;
+        }
+    }
+    let mut series = Series::new(REJECTIONS);
+    for ((seat, method, answer), count) in sums {
+        let (namespace, kind, workload, vertex, replica) = seat;
+        let labels = [
+            namespace,
+            kind.name(),
+            workload,
+            vertex,
+            &replica.to_string(),
+            method,
+            answer.name(),
+            "policy",
+        ];
+        series.add(&labels, count as f64);
+    }
+    series
+}
+
+fn failures(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(FAILURES);
+    for (reason, count) in &snapshot.failures {
+        series.add(&[reason], *count as f64);
+    }
+    series
+}
+
 fn replicas(snapshot: &Snapshot) -> Series {
     let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for replica in snapshot.replicas.iter().filter(|r| r.gone.is_none()) {
@@ -203,7 +290,7 @@ fn connections(snapshot: &Snapshot) -> Series {
     Series::new(CONNECTIONS)
         .one(&["synced"], total.synced as f64)
         .one(&["unsynced"], total.unsynced as f64)
-        .one(&["latched"], 0.0)
+        .one(&["latched"], total.latched as f64)
 }
 
 fn unparsed(snapshot: &Snapshot) -> Series {
@@ -287,7 +374,7 @@ impl Series {
 mod tests {
     use super::*;
     use crate::engine::fake;
-    use crate::model::{Kind, Mode, Replica};
+    use crate::model::Mode;
 
     fn text(snapshot: &Snapshot) -> String {
         render(snapshot).unwrap()
@@ -360,12 +447,55 @@ mod tests {
     fn connections_of_the_living_by_state() {
         let mut snapshot = fake::three();
         snapshot.replicas[0].unsynced = 4;
+        snapshot.replicas[1].latched = 1;
+        snapshot.replicas[2].latched = 1;
         snapshot.replicas[2].gone = Some(std::time::SystemTime::UNIX_EPOCH);
         let text = text(&snapshot);
-        for (state, count) in [("synced", 2.0), ("unsynced", 4.0), ("latched", 0.0)] {
+        for (state, count) in [("synced", 2.0), ("unsynced", 4.0), ("latched", 1.0)] {
             let series = format!("pendguard_connections{{state=\"{state}\"}}");
             assert_eq!(value(&text, &series), Some(count));
         }
+    }
+
+    #[test]
+    fn rejections_are_summed_over_the_pods_of_a_replica() {
+        let mut snapshot = fake::three();
+        let rejected = (0, Verdict::Rejected);
+        snapshot.replicas[1].calls.insert(rejected, 5);
+        let mut twin = snapshot.replicas[1].clone();
+        twin.identity.pod = "orders-mv-1-other".to_owned();
+        twin.calls.insert(rejected, 7);
+        twin.rejected_before.insert(0, 30);
+        twin.gone = Some(std::time::SystemTime::UNIX_EPOCH);
+        snapshot.replicas.push(twin);
+        let text = text(&snapshot);
+        let series = r#"pendguard_rejections_total{namespace="payments",kind="MonoVertex",workload="orders",vertex="",replica="1",method="/source.v1.Source/PendingFn",answer="unimplemented",reason="policy"}"#;
+        assert_eq!(value(&text, series), Some(42.0), "{text}");
+        // Replicas that are not enforced have none.
+        assert_eq!(text.matches("pendguard_rejections_total{").count(), 1);
+        let calls = r#"pod="orders-mv-1-abcde",replica="1",method="/source.v1.Source/PendingFn",verdict="rejected"} 5"#;
+        assert!(text.contains(calls), "{text}");
+    }
+
+    #[test]
+    fn enforcement_and_its_failures() {
+        let mut snapshot = fake::three();
+        let none = text(&snapshot);
+        assert_eq!(
+            value(&none, r#"pendguard_enforcer_info{kind="none"}"#),
+            Some(1.0)
+        );
+        let failures = r#"pendguard_enforcement_failures_total{reason="candidate"}"#;
+        assert_eq!(value(&none, failures), Some(0.0));
+        snapshot.enforcer = Some("gate");
+        snapshot.failures[0].1 = 3;
+        let gate = text(&snapshot);
+        assert_eq!(
+            value(&gate, r#"pendguard_enforcer_info{kind="gate"}"#),
+            Some(1.0)
+        );
+        assert_eq!(gate.matches("pendguard_enforcer_info{").count(), 1);
+        assert_eq!(value(&gate, failures), Some(3.0));
     }
 
     #[test]
@@ -459,6 +589,7 @@ mod tests {
     fn what_is_exported_is_documented_and_the_other_way_round() {
         let mut snapshot = fake::three();
         snapshot.replicas[0].identity.replica = Replica::Unknown;
+        snapshot.replicas[1].calls.insert((0, Verdict::Rejected), 1);
         let exported = families(&snapshot);
         assert_eq!(exported.len(), FAMILIES.len());
         for (family, documented) in exported.iter().zip(FAMILIES) {

@@ -8,6 +8,9 @@ use agent_common::abi::Reason;
 
 use crate::model::Snapshot;
 
+/// The kind of what isn't there.
+pub const NONE: &str = "none";
+
 /// Connections by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
@@ -15,6 +18,8 @@ pub struct Connections {
     pub synced: u64,
     /// Out of step.
     pub unsynced: u64,
+    /// Rejecting until they end; each is also one of the others.
+    pub latched: u64,
 }
 
 /// Sums that every exporter shows, so that they show the same.
@@ -25,6 +30,7 @@ impl Snapshot {
         living.fold(Connections::default(), |sum, replica| Connections {
             synced: sum.synced + replica.synced,
             unsynced: sum.unsynced + replica.unsynced,
+            latched: sum.latched + replica.latched,
         })
     }
 

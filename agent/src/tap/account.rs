@@ -1,8 +1,7 @@
 //! What the kernel accounts of a program, beyond what aya reads of it.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use aya::programs::Program;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
 
 /// The kernel's account of one program since it was loaded.
@@ -16,13 +15,12 @@ pub struct Account {
     pub missed: u64,
 }
 
-/// Asks the kernel; `None` where the program isn't loaded.
-pub fn of(program: &Program) -> Option<Account> {
-    let fd = program.fd().ok()?;
+/// Asks the kernel.
+pub fn of(program: &OwnedFd) -> Option<Account> {
     // SAFETY: both are plain C structs of integers for which all zero is a value.
     let (mut info, mut attr): (bpf_prog_info, bpf_attr) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    attr.info.bpf_fd = fd.as_fd().as_raw_fd() as u32;
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
     attr.info.info = &raw mut info as u64;
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     // SAFETY: `attr` describes `info`, which is as long as it says and outlives the call; an older kernel fills

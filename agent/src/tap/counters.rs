@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use aya::maps::{Map, MapData};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -75,6 +76,17 @@ impl<T: Copy> MappedArray<T> {
             // SAFETY: as in `get`.
             unsafe { place.as_ptr().write_volatile(value) };
         }
+    }
+
+    /// A word of the value at `index`, `offset` bytes from its beginning, that programs and agent both write.
+    pub fn atomic(&self, index: u32, offset: usize) -> Option<&AtomicU64> {
+        if !offset.is_multiple_of(8) || offset + 8 > size_of::<T>() {
+            return None;
+        }
+        let place = self.at(index)?;
+        // SAFETY: the word lies within the value, is aligned like it, stays mapped as long as `self`, and is reached by
+        // no reference but atomic ones.
+        Some(unsafe { AtomicU64::from_ptr(place.as_ptr().byte_add(offset).cast()) })
     }
 
     fn at(&self, index: u32) -> Option<NonNull<T>> {

@@ -1,6 +1,6 @@
 //! Which program goes where, and what is lost without it.
 
-use agent_common::abi::walks;
+use agent_common::abi::{gates, walks};
 
 /// A field of a tracepoint's record that a program reads.
 pub struct Field {
@@ -30,8 +30,12 @@ pub struct Hook {
 
 /// The programs that the taps continue in, by their place in the array of programs. They are loaded first and attached to
 /// nothing.
-pub const WALKS: [(u32, &str); walks::COUNT as usize] =
-    [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
+pub const WALKS: [(u32, &str); 2] = [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
+
+/// The gate's program, and the one that it continues in.
+pub const GATE: &str = "gate";
+/// What [`GATE`] continues in.
+pub const GATE_WALK: (u32, &str) = (gates::WALK, "gate_walk");
 
 impl Hook {
     /// The tracepoint as it is mostly written: `category/name`.
@@ -149,4 +153,27 @@ pub const HOOKS: [Hook; 11] = [
         "sys_exit_sendmsg",
         "calls of clients that send by sendmsg (gRPC C-core, Netty) are not seen",
     ),
+];
+
+const fn hold(program: &'static str, name: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "syscalls",
+        name,
+        fields: &[Field {
+            name: "fd",
+            offset: 16,
+            size: 8,
+        }],
+        without: "the gate can't join connections safely",
+        required: true,
+    }
+}
+
+/// What holds sends while the gate joins; attached only while it enforces.
+pub const HOLDS: [Hook; 4] = [
+    hold("hold_write", "sys_enter_write"),
+    hold("hold_writev", "sys_enter_writev"),
+    hold("hold_sendto", "sys_enter_sendto"),
+    hold("hold_sendmsg", "sys_enter_sendmsg"),
 ];

@@ -9,7 +9,8 @@
 //! | [`account`] | what the kernel accounts of a program |
 //!
 //! Programs load one at a time: one that the kernel refuses is left out with its reason, and the others go on. Nothing is
-//! pinned; when the agent ends, however it ends, the kernel takes everything away.
+//! pinned before something is to be enforced ([`crate::enforce`]): until then, when the agent ends, however it ends, the
+//! kernel takes everything away.
 
 pub mod account;
 pub mod counters;
@@ -17,22 +18,32 @@ pub mod events;
 pub mod hooks;
 pub mod tracefs;
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agent_common::abi::{ConnKey, MAX_SLOTS, Slot, Target, Totals};
+use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target, Totals, Tracked};
 use agent_common::h2::paths::{PathError, PathTable};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf};
-use aya::programs::{ProgramError, TracePoint};
+use agent_common::h2::substitute::{self, Substitute};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError, SkSkb, TracePoint};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
 use self::counters::MappedArray;
-use self::hooks::{HOOKS, Hook, WALKS};
+use self::hooks::{GATE, GATE_WALK, HOLDS, HOOKS, Hook, WALKS};
 use self::tracefs::TracefsError;
+use crate::enforce::gate::{GATED, Gate};
+use crate::enforce::pins::{self, PinError};
 use crate::host::{Outcome, ProbeResult, ProgramProbe};
 use crate::model::ProgramStatus;
 
 /// The object that `cargo xtask build` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pendguard.bpf.o"));
+
+/// The programs, as they were built in.
+pub fn object() -> &'static [u8] {
+    OBJECT
+}
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
@@ -81,14 +92,22 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// The loaded and attached tap. Dropping it detaches everything.
+/// Watched processes.
+pub type Targets = HashMap<MapData, u32, Target>;
+/// Tracked connections, read as bytes (see [`agent_common::abi::tracked`]).
+pub type Connections = HashMap<MapData, ConnKey, [u8; size_of::<Tracked>()]>;
+
+/// The loaded and attached tap. Dropping it detaches everything that isn't pinned.
 pub struct Tap {
-    ebpf: Ebpf,
-    programs: Vec<ProgramStatus>,
+    /// The loaded object; `None` where everything was found pinned.
+    ebpf: Option<Ebpf>,
+    programs: Vec<Attached>,
+    /// Each map's name and a descriptor of it, to pin it by.
+    maps: Vec<(String, OwnedFd)>,
     /// Watched processes.
-    pub targets: HashMap<MapData, u32, Target>,
-    /// Tracked connections: keys only are read.
-    pub connections: HashMap<MapData, ConnKey, [u8; size_of::<agent_common::abi::Tracked>()]>,
+    pub targets: Targets,
+    /// Tracked connections.
+    pub connections: Connections,
     /// Slots that no process has.
     pub free_slots: Queue<MapData, u32>,
     /// Process events.
@@ -97,7 +116,62 @@ pub struct Tap {
     pub slots: MappedArray<Slot>,
     /// Counters of the node.
     pub totals: MappedArray<Totals>,
-    _walks: ProgramArray<MapData>,
+    /// What governs enforcement.
+    pub control: MappedArray<Control>,
+    gate: Option<GateMaps>,
+}
+
+/// A program as the tap keeps it.
+struct Attached {
+    status: ProgramStatus,
+    /// It, for the kernel's account.
+    program: Option<OwnedFd>,
+    /// What keeps it attached, unless that is pinned.
+    link: Option<FdLink>,
+}
+
+struct GateMaps {
+    sockets: SockHash<MapData, u64>,
+    gated: HashMap<MapData, u64, [u8; GATED]>,
+    obstacles: HashMap<MapData, ConnKey, u32>,
+}
+
+/// Maps by name, of an object or of a pin directory.
+struct Maps<'a>(&'a mut dyn FnMut(&'static str) -> Result<Map, TapError>);
+
+impl Maps<'_> {
+    fn take<M: TryFrom<Map, Error = MapError>>(&mut self, name: &'static str) -> Result<M, TapError> {
+        M::try_from((self.0)(name)?).map_err(|e| map_error(name, &e))
+    }
+
+    fn mapped<T: Copy>(&mut self, name: &'static str, len: u32) -> Result<MappedArray<T>, TapError> {
+        MappedArray::new((self.0)(name)?, len).map_err(|e| io_error(name, &e))
+    }
+
+    fn tap(
+        &mut self,
+        ebpf: Option<Ebpf>,
+        programs: Vec<Attached>,
+        maps: Vec<(String, OwnedFd)>,
+    ) -> Result<Tap, TapError> {
+        Ok(Tap {
+            ebpf,
+            programs,
+            maps,
+            targets: self.take("TARGETS")?,
+            connections: self.take("CONNECTIONS")?,
+            free_slots: self.take("FREE_SLOTS")?,
+            events: Some(self.take("EVENTS")?),
+            slots: self.mapped("SLOTS", MAX_SLOTS)?,
+            totals: self.mapped("TOTALS", 1)?,
+            control: self.mapped("CONTROL", 1)?,
+            gate: Some(GateMaps {
+                sockets: self.take("GATE")?,
+                gated: self.take("GATED")?,
+                obstacles: self.take("OBSTACLES")?,
+            }),
+        })
+    }
 }
 
 /// Loads the programs and attaches them; `methods` are the paths to watch.
@@ -118,7 +192,8 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
         tracing::info!("tracefs is not mounted: using a private mount that the host doesn't see");
     }
     let mut ebpf = load_maps()?;
-    let mut paths: Array<_, PathTable> = map(&mut ebpf, "PATHS")?;
+    let mut paths: Array<_, PathTable> =
+        Array::try_from(duplicate(&ebpf, "PATHS")?).map_err(|e| map_error("PATHS", &e))?;
     let mut table = Box::new(PathTable::EMPTY);
     table
         .fill(methods.iter().map(String::as_str))
@@ -126,30 +201,65 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
     paths
         .set(0, table.as_ref(), 0)
         .map_err(|e| map_error("PATHS", &e))?;
-    let mut free_slots: Queue<_, u32> = map(&mut ebpf, "FREE_SLOTS")?;
+    let mut substitutes: Array<_, Substitute> = Array::try_from(duplicate(&ebpf, "SUBSTITUTES")?)
+        .map_err(|e| map_error("SUBSTITUTES", &e))?;
+    for (number, method) in (0..).zip(methods) {
+        let others = methods.iter().map(String::as_str);
+        let (_, value) = substitute::choose(method, others).unwrap_or(([0; _], Substitute::NONE));
+        substitutes
+            .set(number, value, 0)
+            .map_err(|e| map_error("SUBSTITUTES", &e))?;
+    }
+    let mut free_slots: Queue<_, u32> =
+        Queue::try_from(duplicate(&ebpf, "FREE_SLOTS")?).map_err(|e| map_error("FREE_SLOTS", &e))?;
     for slot in 1..MAX_SLOTS {
         free_slots
             .push(slot, 0)
             .map_err(|e| map_error("FREE_SLOTS", &e))?;
     }
-    let walks = load_walks(&mut ebpf)?;
+    load_walks(&mut ebpf)?;
     let programs = HOOKS
         .iter()
         .map(|hook| attach(&mut ebpf, hook, &tracefs))
         .collect::<Result<_, _>>()?;
-    Ok(Tap {
-        targets: map(&mut ebpf, "TARGETS")?,
-        connections: map(&mut ebpf, "CONNECTIONS")?,
-        free_slots,
-        events: Some(map(&mut ebpf, "EVENTS")?),
-        slots: MappedArray::new(take(&mut ebpf, "SLOTS")?, MAX_SLOTS)
-            .map_err(|e| io_error("SLOTS", &e))?,
-        totals: MappedArray::new(take(&mut ebpf, "TOTALS")?, 1)
-            .map_err(|e| io_error("TOTALS", &e))?,
-        ebpf,
-        programs,
-        _walks: walks,
-    })
+    let maps = descriptors(&ebpf)?;
+    let mut by_name = |name| duplicate(&ebpf, name);
+    let mut tap = Maps(&mut by_name).tap(None, programs, maps)?;
+    tap.ebpf = Some(ebpf);
+    Ok(tap)
+}
+
+/// Takes over a tap that an agent of the same build left pinned in `directory`, programs running.
+pub fn adopt(directory: &Path) -> Result<Tap, TapError> {
+    let mut by_name = |name: &'static str| {
+        MapData::from_pin(directory.join(pins::map(name)))
+            .and_then(Map::from_map_data)
+            .map_err(|e| map_error(name, &e))
+    };
+    let programs = HOOKS.iter().chain(&HOLDS).map(|hook| adopted(directory, hook)).collect();
+    Maps(&mut by_name).tap(None, programs, Vec::new())
+}
+
+/// A program that is found pinned, and whether its link is.
+fn adopted(directory: &Path, hook: &Hook) -> Attached {
+    let program = pins::open(&directory.join(pins::program(hook.program)));
+    let linked = directory.join(pins::link(hook.program)).exists();
+    Attached {
+        status: ProgramStatus {
+            name: hook.program,
+            hook: hook.place(),
+            error: match (&program, linked) {
+                (Ok(_), true) => None,
+                (Err(e), _) => Some(format!("not found pinned: {e}. Without it {}", hook.without)),
+                (Ok(_), false) => Some(format!("its link is not pinned. Without it {}", hook.without)),
+            },
+            verified_instructions: None,
+            missed: None,
+            runs: None,
+        },
+        program: program.ok(),
+        link: None,
+    }
 }
 
 fn load_maps() -> Result<Ebpf, TapError> {
@@ -158,8 +268,46 @@ fn load_maps() -> Result<Ebpf, TapError> {
         .map_err(|e| TapError::Load(Box::new(e)))
 }
 
-fn load_walks(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
-    let mut walks: ProgramArray<_> = map(ebpf, "WALKS")?;
+/// Another handle of a map of the object's. The object keeps its own: an array of programs loses them with its last one.
+fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<Map, TapError> {
+    let map = ebpf.map(name).ok_or_else(|| TapError::Map {
+        name,
+        reason: "not in the object".into(),
+    })?;
+    let fd = data(map).fd().as_fd().try_clone_to_owned().map_err(|e| io_error(name, &e))?;
+    MapData::from_fd(fd)
+        .and_then(Map::from_map_data)
+        .map_err(|e| map_error(name, &e))
+}
+
+/// A descriptor of each map that the programs use.
+fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, TapError> {
+    ebpf.maps()
+        // Constants of the programs: they need no name.
+        .filter(|(name, _)| !name.starts_with('.'))
+        .map(|(name, map)| {
+            let fd = data(map).fd().as_fd().try_clone_to_owned();
+            Ok((name.to_owned(), fd.map_err(|e| io_error("descriptors", &e))?))
+        })
+        .collect()
+}
+
+fn data(map: &Map) -> &MapData {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::ProgramArray(data)
+        | Map::Queue(data)
+        | Map::RingBuf(data)
+        | Map::SockHash(data) => data,
+        _ => unreachable!("the object has no other kind of map"),
+    }
+}
+
+fn load_walks(ebpf: &mut Ebpf) -> Result<(), TapError> {
+    let mut walks: ProgramArray<_> =
+        ProgramArray::try_from(duplicate(ebpf, "WALKS")?).map_err(|e| map_error("WALKS", &e))?;
     for (place, name) in WALKS {
         let refused = |reason| TapError::Walk(name, reason);
         let program = tracepoint(ebpf, name).map_err(refused)?;
@@ -169,7 +317,18 @@ fn load_walks(ebpf: &mut Ebpf) -> Result<ProgramArray<MapData>, TapError> {
             .set(place, fd, 0)
             .map_err(|e| map_error("WALKS", &e))?;
     }
-    Ok(walks)
+    Ok(())
+}
+
+fn sk_skb<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SkSkb, GateError> {
+    let refused = |reason| GateError::Program(name, reason);
+    let program: &mut SkSkb = ebpf
+        .program_mut(name)
+        .ok_or_else(|| refused("not in the object".to_owned()))?
+        .try_into()
+        .map_err(|e: ProgramError| refused(chain(&e)))?;
+    program.load().map_err(|e| refused(chain(&e)))?;
+    Ok(program)
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, String> {
@@ -180,17 +339,21 @@ fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, 
 }
 
 /// Loads and attaches one program; an `Err` only where it is required.
-fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<ProgramStatus, TapError> {
+fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<Attached, TapError> {
     let place = hook.place();
-    let mut status = ProgramStatus {
-        name: hook.program,
-        hook: place.clone(),
-        error: None,
-        verified_instructions: None,
-        missed: None,
-        runs: None,
+    let mut attached = Attached {
+        status: ProgramStatus {
+            name: hook.program,
+            hook: place.clone(),
+            error: None,
+            verified_instructions: None,
+            missed: None,
+            runs: None,
+        },
+        program: None,
+        link: None,
     };
-    if let Err(reason) = try_attach(ebpf, hook, tracefs, &mut status) {
+    if let Err(reason) = try_attach(ebpf, hook, tracefs, &mut attached) {
         if hook.required {
             return Err(TapError::Required {
                 program: hook.program,
@@ -204,24 +367,28 @@ fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<ProgramStatus,
             "not attached: {reason}. Without it {}",
             hook.without
         );
-        status.error = Some(format!("{reason}. Without it {}", hook.without));
+        attached.status.error = Some(format!("{reason}. Without it {}", hook.without));
     }
-    Ok(status)
+    Ok(attached)
 }
 
 fn try_attach(
     ebpf: &mut Ebpf,
     hook: &Hook,
     tracefs: &Path,
-    status: &mut ProgramStatus,
+    attached: &mut Attached,
 ) -> Result<(), String> {
     check_format(hook, tracefs)?;
     let program = tracepoint(ebpf, hook.program)?;
     program.load().map_err(|e| chain(&e))?;
-    status.verified_instructions = verified(program);
-    program
+    attached.status.verified_instructions = verified(program);
+    let id = program
         .attach(hook.category, hook.name)
         .map_err(|e| chain(&e))?;
+    let link = program.take_link(id).map_err(|e| chain(&e))?;
+    attached.program = program.fd().ok().and_then(|fd| fd.as_fd().try_clone_to_owned().ok());
+    // 5.15, as the programs: before, a perf event can't be pinned.
+    attached.link = Some(FdLink::try_from(link).map_err(|e| chain(&e))?);
     Ok(())
 }
 
@@ -250,20 +417,6 @@ fn check_format(hook: &Hook, tracefs: &Path) -> Result<(), String> {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, TapError> {
-    ebpf.take_map(name).ok_or_else(|| TapError::Map {
-        name,
-        reason: "not in the object".into(),
-    })
-}
-
-fn map<M: TryFrom<Map, Error = MapError>>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<M, TapError> {
-    M::try_from(take(ebpf, name)?).map_err(|e| map_error(name, &e))
-}
-
 fn map_error(name: &'static str, error: &MapError) -> TapError {
     TapError::Map {
         name,
@@ -278,25 +431,98 @@ fn io_error(name: &'static str, error: &std::io::Error) -> TapError {
     }
 }
 
+/// Why there is no gate.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// A map, or a hook that holds sends.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The kernel refuses a program.
+    #[error("the kernel refuses {0}: {1}")]
+    Program(&'static str, String),
+}
+
 impl Tap {
+    /// The gate. Its programs are loaded if need be, and the hooks attached that it needs to join connections.
+    pub fn gate(&mut self) -> Result<Gate, GateError> {
+        if let Some(ebpf) = &mut self.ebpf {
+            let mut gates: ProgramArray<_> = ProgramArray::try_from(duplicate(ebpf, "GATES")?)
+                .map_err(|e| map_error("GATES", &e))?;
+            let (place, walk) = GATE_WALK;
+            let program = sk_skb(ebpf, walk)?;
+            let fd = program
+                .fd()
+                .map_err(|e| GateError::Program(walk, chain(&e)))?;
+            gates
+                .set(place, fd, 0)
+                .map_err(|e| map_error("GATES", &e))?;
+            let sockets: SockHash<_, u64> = SockHash::try_from(duplicate(ebpf, "GATE")?)
+                .map_err(|e| map_error("GATE", &e))?;
+            let refused = |e: ProgramError| GateError::Program(GATE, chain(&e));
+            let program = sk_skb(ebpf, GATE)?;
+            let link = program.attach(sockets.fd()).map_err(refused)?;
+            // It is never taken off: the map goes, when its last socket has closed.
+            std::mem::forget(program.take_link(link).map_err(refused)?);
+            // A thread of its own, because its mount namespace may change (see `tracefs`).
+            let holds = std::thread::scope(|scope| {
+                let attach = || {
+                    let (tracefs, _) = tracefs::reach()?;
+                    HOLDS
+                        .iter()
+                        .map(|hook| attach(ebpf, hook, &tracefs))
+                        .collect::<Result<Vec<_>, TapError>>()
+                };
+                scope.spawn(attach).join()
+            })
+            .map_err(|_| TapError::Thread("it panicked".into()))??;
+            self.programs.extend(holds);
+        }
+        let maps = self.gate.take().ok_or_else(|| TapError::Map {
+            name: "GATE",
+            reason: "in use".into(),
+        })?;
+        Ok(Gate::new(maps.sockets, maps.gated, maps.obstacles))
+    }
+
+    /// Pins everything in `directory`, so that it goes on without the agent.
+    pub fn pin(&mut self, directory: &Path) -> Result<(), PinError> {
+        for (name, fd) in self.maps.drain(..) {
+            pins::pin(&fd, &directory.join(pins::map(&name)))?;
+        }
+        for attached in &mut self.programs {
+            let name = attached.status.name;
+            if let Some(program) = &attached.program {
+                pins::pin(program, &directory.join(pins::program(name)))?;
+            }
+            if let Some(link) = attached.link.take() {
+                let path = directory.join(pins::link(name));
+                link.pin(&path).map_err(|e| PinError::Pin {
+                    path,
+                    reason: crate::errors::chain(&e),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a program is attached.
     pub fn attached(&self, program: &str) -> bool {
         self.programs
             .iter()
-            .any(|p| p.name == program && p.error.is_none())
+            .any(|p| p.status.name == program && p.status.error.is_none())
     }
 
     /// The programs as they are now, with what the kernel accounts of them.
     pub fn programs(&self) -> Vec<ProgramStatus> {
-        let mut programs = self.programs.clone();
-        for status in programs.iter_mut().filter(|p| p.error.is_none()) {
-            let Some(account) = self.ebpf.program(status.name).and_then(account::of) else {
-                continue;
-            };
-            status.missed = Some(account.missed);
-            status.runs = (account.runs > 0).then_some((account.runs, account.nanoseconds));
-        }
-        programs
+        let status = |attached: &Attached| {
+            let mut status = attached.status.clone();
+            if let Some(account) = attached.program.as_ref().and_then(account::of) {
+                status.missed = Some(account.missed);
+                status.runs = (account.runs > 0).then_some((account.runs, account.nanoseconds));
+            }
+            status
+        };
+        self.programs.iter().map(status).collect()
     }
 }
 

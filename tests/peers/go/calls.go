@@ -61,11 +61,15 @@ func (o *outcomes) merge(other outcomes) {
 	}
 }
 
-// callOnce makes one unary call. It has no deadline, like the calls of Numaflow's data plane.
+// callOnce makes one unary call of a method of the service, or of any path. It has no deadline, like the calls of Numaflow's data plane.
 func callOnce(conn *grpc.ClientConn, method string) (string, error) {
-	answer := methods[method]()
-	err := conn.Invoke(context.Background(), "/source.v1.Source/"+method, empty{}, answer)
-	return answer.value(), err
+	var reply answer = empty{}
+	path := method
+	if make := methods[method]; make != nil {
+		reply, path = make(), "/source.v1.Source/"+method
+	}
+	err := conn.Invoke(context.Background(), path, empty{}, reply)
+	return reply.value(), err
 }
 
 // callMany makes count calls, concurrency of them in flight.

@@ -1,4 +1,5 @@
-// A grpc-go client that behaves like Numaflow's Go data plane: one connection for everything.
+// Peers on grpc-go: a client that behaves like Numaflow's Go data plane, with one connection for everything, and a
+// source.
 //
 // Commands on standard input, one JSON line each on standard output: see ../README.md.
 package main
@@ -25,6 +26,10 @@ const (
 )
 
 func main() {
+	run := runClient
+	if len(os.Args) > 1 && os.Args[1] == "source" {
+		run = runSource
+	}
 	if err := run(); err != nil {
 		emit(map[string]string{"event": "error", "message": err.Error()})
 		os.Exit(1)
@@ -33,19 +38,19 @@ func main() {
 
 func emit(line interface{}) {
 	if err := json.NewEncoder(os.Stdout).Encode(line); err != nil {
-		fmt.Fprintln(os.Stderr, "go-client:", err)
+		fmt.Fprintln(os.Stderr, "go-peer:", err)
 		os.Exit(1)
 	}
 }
 
-func run() error {
+func runClient() error {
 	socket := flag.String("socket", "", "the source's Unix socket")
 	tcp := flag.String("tcp", "", "the source's TCP address, HOST:PORT")
 	concurrency := flag.Int("concurrency", 16, "unary calls in flight")
 	batch := flag.Uint64("batch", 500, "records of a read request")
 	flag.Parse()
 	if (*socket == "") == (*tcp == "") || *concurrency < 1 || *batch < 1 || flag.NArg() > 0 {
-		return errors.New("usage: go-client (--socket PATH | --tcp HOST:PORT) [--concurrency N] [--batch N]")
+		return errors.New("usage: go-peer (--socket PATH | --tcp HOST:PORT) [--concurrency N] [--batch N]")
 	}
 	target := *tcp
 	if *socket != "" {
@@ -113,7 +118,7 @@ func (s *session) command(line string) (interface{}, error) {
 		if number, err := strconv.ParseUint(word, 10, 63); err == nil {
 			numbers = append(numbers, number)
 			word = "#"
-		} else if methods[word] != nil {
+		} else if methods[word] != nil || strings.HasPrefix(word, "/") {
 			method, word = word, "METHOD"
 		}
 		pattern[i] = word

@@ -11,7 +11,45 @@ import (
 const (
 	sequenceLen = 8
 	sumLen      = 4
+	minPayload  = sequenceLen + 2*sumLen
 )
+
+// chain makes the messages, one after the other.
+type chain struct {
+	messageBytes int
+	next         uint64
+	lastSum      uint32
+}
+
+// message returns the next payload and its offset.
+func (c *chain) message() (payload, offset []byte) {
+	length := c.messageBytes
+	if length < minPayload {
+		length = minPayload
+	}
+	payload = make([]byte, length)
+	binary.BigEndian.PutUint64(payload, c.next)
+	binary.BigEndian.PutUint32(payload[sequenceLen:], c.lastSum)
+	body, tail := payload[:length-sumLen], payload[length-sumLen:]
+	derive(c.next, body[sequenceLen+sumLen:])
+	c.lastSum = crc32.ChecksumIEEE(body)
+	binary.BigEndian.PutUint32(tail, c.lastSum)
+	c.next++
+	return payload, append(append(offset, payload[:sequenceLen]...), tail...)
+}
+
+// derive fills out with a stream that depends on the sequence alone (SplitMix64).
+func derive(sequence uint64, out []byte) {
+	var word [8]byte
+	for state := sequence; len(out) > 0; {
+		state += 0x9e3779b97f4a7c15
+		mixed := state
+		mixed = (mixed ^ mixed>>30) * 0xbf58476d1ce4e5b9
+		mixed = (mixed ^ mixed>>27) * 0x94d049bb133111eb
+		binary.LittleEndian.PutUint64(word[:], mixed^mixed>>31)
+		out = out[copy(out, word[:]):]
+	}
+}
 
 // verifier checks that each message is the one that had to come next.
 type verifier struct {
@@ -22,7 +60,7 @@ type verifier struct {
 
 // check returns what is wrong with a message, or nil. After a broken message the chain goes on from there.
 func (v *verifier) check(payload, offset []byte) error {
-	if len(payload) < sequenceLen+2*sumLen {
+	if len(payload) < minPayload {
 		return fmt.Errorf("a payload of %d bytes is too short", len(payload))
 	}
 	body, tail := payload[:len(payload)-sumLen], payload[len(payload)-sumLen:]

@@ -12,13 +12,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// request is a message that this client sends.
-type request interface {
+// outgoing is a message that this program sends.
+type outgoing interface {
 	marshal() []byte
 }
 
-// response is a message that this client receives.
-type response interface {
+// incoming is a message that this program receives.
+type incoming interface {
 	// field takes one field; number holds a varint's value, bytes the content of a length-delimited field.
 	field(num protowire.Number, number uint64, bytes []byte) error
 }
@@ -31,17 +31,17 @@ func init() { encoding.RegisterCodec(codec{}) }
 func (codec) Name() string { return "proto" }
 
 func (codec) Marshal(message interface{}) ([]byte, error) {
-	if message, ok := message.(request); ok {
+	if message, ok := message.(outgoing); ok {
 		return message.marshal(), nil
 	}
-	return nil, fmt.Errorf("%T is not a request", message)
+	return nil, fmt.Errorf("%T is not sent", message)
 }
 
 func (codec) Unmarshal(data []byte, message interface{}) error {
-	if message, ok := message.(response); ok {
+	if message, ok := message.(incoming); ok {
 		return fields(data, message.field)
 	}
-	return fmt.Errorf("%T is not a response", message)
+	return fmt.Errorf("%T is not received", message)
 }
 
 // fields calls take for every field of an encoded message.
@@ -79,10 +79,20 @@ func embed(out []byte, num protowire.Number, message []byte) []byte {
 	return protowire.AppendBytes(out, message)
 }
 
+// appendNumber appends a field that holds a varint.
+func appendNumber(out []byte, num protowire.Number, number uint64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(out, num, protowire.VarintType), number)
+}
+
 // empty is google.protobuf.Empty.
 type empty struct{}
 
 func (empty) marshal() []byte { return nil }
+
+func (empty) field(protowire.Number, uint64, []byte) error { return nil }
+
+// value says of an answer whose content isn't looked at that it came.
+func (empty) value() string { return "answered" }
 
 // sot is the first request of both streams: field 2, a handshake whose field 1 is true.
 type sot struct{}
@@ -93,11 +103,7 @@ func (sot) marshal() []byte { return []byte{2<<3 | 2, 2, 1 << 3, 1} }
 type readRequest struct{ records, timeoutMillis uint64 }
 
 func (r readRequest) marshal() []byte {
-	inner := protowire.AppendTag(nil, 1, protowire.VarintType)
-	inner = protowire.AppendVarint(inner, r.records)
-	inner = protowire.AppendTag(inner, 2, protowire.VarintType)
-	inner = protowire.AppendVarint(inner, r.timeoutMillis)
-	return embed(nil, 1, inner)
+	return embed(nil, 1, appendNumber(appendNumber(nil, 1, r.records), 2, r.timeoutMillis))
 }
 
 // ackRequest is AckRequest.Request; its offsets are encoded messages, as they came.
@@ -162,7 +168,7 @@ func (r *ackResponse) field(num protowire.Number, _ uint64, _ []byte) error {
 
 // answer is a unary response that can say what it holds, in the words of the line protocol.
 type answer interface {
-	response
+	incoming
 	value() string
 }
 
@@ -243,4 +249,92 @@ func (r *partitionsResponse) value() string {
 		return "absent"
 	}
 	return strings.Join(r.partitions, ",")
+}
+
+// What follows is sent and received by a source.
+
+// readIncoming is ReadRequest.
+type readIncoming struct {
+	handshake bool
+	records   uint64
+}
+
+func (r *readIncoming) field(num protowire.Number, _ uint64, bytes []byte) error {
+	switch num {
+	case 1:
+		return fields(bytes, func(num protowire.Number, number uint64, _ []byte) error {
+			if num == 1 {
+				r.records = number
+			}
+			return nil
+		})
+	case 2:
+		r.handshake = true
+	}
+	return nil
+}
+
+// ackIncoming is AckRequest.
+type ackIncoming struct {
+	handshake bool
+	offsets   [][]byte // The bytes in each; nil where the partition is not 0.
+}
+
+func (r *ackIncoming) field(num protowire.Number, _ uint64, bytes []byte) error {
+	switch num {
+	case 1:
+		return fields(bytes, func(num protowire.Number, _ uint64, bytes []byte) error {
+			if num != 1 {
+				return nil
+			}
+			var offset []byte
+			foreign := false
+			err := fields(bytes, func(num protowire.Number, number uint64, bytes []byte) error {
+				switch num {
+				case 1:
+					offset = bytes
+				case 2:
+					foreign = number != 0
+				}
+				return nil
+			})
+			if foreign {
+				offset = nil
+			}
+			r.offsets = append(r.offsets, offset)
+			return err
+		})
+	case 2:
+		r.handshake = true
+	}
+	return nil
+}
+
+// encoded is a message that is ready to be sent.
+type encoded []byte
+
+func (e encoded) marshal() []byte { return e }
+
+// The answers that are always the same, with their fields' numbers in the order of nesting.
+var (
+	readHandshake = encoded{3<<3 | 2, 2, 1 << 3, 1}
+	ackHandshake  = encoded{2<<3 | 2, 2, 1 << 3, 1}
+	endOfBatch    = encoded{2<<3 | 2, 2, 1 << 3, 1}
+	acknowledged  = encoded{1<<3 | 2, 2, 1<<3 | 2, 0}
+	ready         = encoded{1 << 3, 1}
+)
+
+// encodeMessage is a ReadResponse with a message of partition 0.
+func encodeMessage(payload, offset []byte, seconds, nanos uint64) encoded {
+	time := appendNumber(appendNumber(nil, 1, seconds), 2, nanos)
+	result := embed(embed(embed(nil, 1, payload), 2, embed(nil, 1, offset)), 3, time)
+	return embed(nil, 1, result)
+}
+
+// encodePending is PendingResponse.
+func encodePending(count int64) encoded { return embed(nil, 1, appendNumber(nil, 1, uint64(count))) }
+
+// encodePartitions is PartitionsResponse with one partition.
+func encodePartitions(partition uint64) encoded {
+	return embed(nil, 1, embed(nil, 1, protowire.AppendVarint(nil, partition)))
 }

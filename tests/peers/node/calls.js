@@ -4,16 +4,24 @@ const grpc = require('@grpc/grpc-js')
 
 const METHODS = ['PendingFn', 'IsReady', 'PartitionsFn']
 
+/** Whether it can be called: a method of the service, or any path. */
+const isMethod = (word) => METHODS.includes(word) || word.startsWith('/')
+
+const asIs = (bytes) => bytes
+
 /** One unary call; what the answer says, in the words of the line protocol. It has no deadline, like Numaflow's. */
 function callOnce(client, method) {
   return new Promise((resolve, reject) => {
-    client[method]({}, (error, answer) => {
+    const done = (error, answer) => {
       if (error) reject(error)
+      else if (method.startsWith('/')) resolve('answered')
       else if (method === 'IsReady') resolve(String(answer.ready))
       else if (!answer.result) resolve('absent')
       else if (method === 'PendingFn') resolve(String(answer.result.count))
       else resolve(answer.result.partitions.join(','))
-    })
+    }
+    if (method.startsWith('/')) client.makeUnaryRequest(method, asIs, asIs, Buffer.alloc(0), done)
+    else client[method]({}, done)
   })
 }
 
@@ -98,4 +106,4 @@ class Ticker {
   }
 }
 
-module.exports = { METHODS, Stop, Ticker, callMany, callOnce, codeName }
+module.exports = { Stop, Ticker, callMany, callOnce, codeName, isMethod }

@@ -3,33 +3,24 @@
 // A grpc-js client that behaves like Numaflow's data plane: one connection for everything.
 // Commands on standard input, one JSON line each on standard output: see ../README.md.
 
-const path = require('node:path')
 const readline = require('node:readline')
 const { parseArgs } = require('node:util')
 
 const grpc = require('@grpc/grpc-js')
-const protoLoader = require('@grpc/proto-loader')
 const { version } = require('@grpc/grpc-js/package.json')
 
 const { Background } = require('./background')
-const { METHODS, Ticker, callMany, callOnce, codeName } = require('./calls')
+const { Ticker, callMany, callOnce, codeName, isMethod } = require('./calls')
 const { Verifier } = require('./payload')
+const { OPTIONS, Source } = require('./service')
 
-const PROTO = path.join(__dirname, '../../proto/source.proto')
-const MAX_MESSAGE = 64 << 20 // As in Numaflow's data plane.
 const READY_LIMIT_MILLIS = 30_000 // How long a source may take to answer IsReady.
 const RETRY_MILLIS = 100
 
 const emit = (line) => process.stdout.write(`${JSON.stringify(line)}\n`)
 
 function connect({ socket, tcp }) {
-  // Longs as strings keep all 64 bits. With defaults, an absent number is 0 and an absent message is null.
-  const definition = protoLoader.loadSync(PROTO, { keepCase: true, longs: String, defaults: true })
-  const { Source } = grpc.loadPackageDefinition(definition).source.v1
-  return new Source(socket ? `unix:${socket}` : tcp, grpc.credentials.createInsecure(), {
-    'grpc.max_receive_message_length': MAX_MESSAGE,
-    'grpc.max_send_message_length': MAX_MESSAGE,
-  })
+  return new Source(socket ? `unix:${socket}` : tcp, grpc.credentials.createInsecure(), OPTIONS)
 }
 
 /** Asks IsReady until the answer is OK, as the data plane does when it starts; how many calls that took. */
@@ -70,7 +61,7 @@ class Session {
     const words = line.trim().split(/\s+/)
     const number = Number(words.find((word) => /^\d+$/.test(word)))
     // A command is its words, with # for a number and METHOD for a method.
-    const shape = words.map((word) => (/^\d+$/.test(word) ? '#' : METHODS.includes(word) ? 'METHOD' : word)).join(' ')
+    const shape = words.map((word) => (/^\d+$/.test(word) ? '#' : isMethod(word) ? 'METHOD' : word)).join(' ')
     switch (shape) {
       case 'call METHOD #':
         return callMany(this.#client, words[1], number, this.#concurrency)

@@ -52,4 +52,4 @@ class Verifier {
   }
 }
 
-module.exports = { Verifier, crc32, tableCrc32 }
+module.exports = { SEQUENCE, SUM, Verifier, crc32, tableCrc32 }

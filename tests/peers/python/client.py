@@ -77,11 +77,19 @@ class Calls:
 
     METHODS = ("PendingFn", "IsReady", "PartitionsFn")
 
-    def __init__(self, stub):
-        self.stub = stub
+    def __init__(self, channel):
+        self.channel = channel
+        self.stub = source_pb2_grpc.SourceStub(channel)
+
+    def known(self, method):
+        """Whether it can be called: a method of the service, or any path."""
+        return method in self.METHODS or method.startswith("/")
 
     async def once(self, method):
         """One call; what the answer says, in the words of the line protocol."""
+        if method.startswith("/"):
+            await self.channel.unary_unary(method)(b"")
+            return "answered"
         answer = await getattr(self.stub, method)(EMPTY)
         if method == "IsReady":
             return "true" if answer.ready else "false"
@@ -282,7 +290,7 @@ class Session:
     async def run(self, line):
         """Does what a line says; None is the answer to "quit"."""
         match line.split():
-            case ["call", method, count] if method in Calls.METHODS and count.isdecimal():
+            case ["call", method, count] if self.calls.known(method) and count.isdecimal():
                 return await self.calls.many(method, int(count), self.concurrency)
             case ["background", "on", rate] if rate.isdecimal():
                 if self.background:
@@ -339,7 +347,7 @@ async def run(arguments):
         # malformed and resets every stream; what other clients send is accepted everywhere.
         options.append(("grpc.default_authority", "localhost"))
     async with grpc.aio.insecure_channel(target, options=options) as channel:
-        calls = Calls(source_pb2_grpc.SourceStub(channel))
+        calls = Calls(channel)
         attempts = await wait_ready(calls)
         emit(event="ready", client="grpc-c-core", version=grpc.__version__, pid=os.getpid(), attempts=attempts)
         session = Session(calls, arguments.concurrency, arguments.batch)

@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -262,20 +263,18 @@ async fn sender(
 
 /// Waits until the agent watches `pid`.
 async fn watched(agent: &Agent, pid: u32) -> Result<()> {
-    let deadline = pendguard_tests::agent::deadline();
-    loop {
+    let what = format!("process {pid} is watched");
+    wait_for(&what, WAIT_LIMIT, async || {
         let status = agent.status().await?;
         let mut replicas = status["replicas"].as_array().into_iter().flatten();
-        if replicas.any(|r| {
+        let watched = replicas.any(|r| {
             r["pids"]
                 .as_array()
                 .is_some_and(|p| p.contains(&Value::from(pid)))
-        }) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "process {pid} is not watched");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+        });
+        Ok(watched.then_some(()))
+    })
+    .await
 }
 
 async fn cost(agent: &Agent, kind: Kind, is_watched: bool, count: u32) -> Result<Cost> {

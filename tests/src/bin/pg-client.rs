@@ -9,7 +9,7 @@ use clap::{Args, Parser};
 use pendguard_tests::client::connect::{Target, connect};
 use pendguard_tests::client::session::Session;
 use pendguard_tests::lines;
-use pendguard_tests::protocol::{Command, Event, Ready};
+use pendguard_tests::protocol::{self, Command, Event, Ready};
 
 /// A client of a Numaflow source that behaves like Numaflow's Rust data plane.
 #[derive(Debug, Parser)]
@@ -37,17 +37,7 @@ struct TargetArguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let message = format!("{error:#}");
-            // Whoever reads standard output may be gone; then standard error is all there is.
-            if (Event::Error { message }).print().is_err() {
-                eprintln!("pg-client: {error:#}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+    protocol::exit("pg-client", run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
@@ -56,7 +46,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         (None, Some(address)) => Target::Tcp(address),
         (None, None) => unreachable!("clap requires one of them"),
     };
-    let (client, attempts) = connect(&target).await?;
+    let (channel, attempts) = connect(&target).await?;
     Event::Ready(Ready {
         client: "tonic".to_owned(),
         version: env!("TONIC_VERSION").to_owned(),
@@ -65,7 +55,11 @@ async fn run(arguments: Arguments) -> Result<()> {
     })
     .print()?;
 
-    let mut session = Session::new(client, arguments.concurrency.max(1), arguments.batch.max(1));
+    let mut session = Session::new(
+        channel,
+        arguments.concurrency.max(1),
+        arguments.batch.max(1),
+    );
     let mut lines = lines::stdin();
     while let Some(line) = lines.recv().await {
         let command: Command = line.parse()?;

@@ -14,10 +14,10 @@ use clap::Parser;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
-use pendguard_tests::agent::{Agent, Pod, Scrape};
-use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
+use pendguard_tests::agent::{Agent, Scrape};
+use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Stats;
-use tempfile::TempDir;
+use pendguard_tests::replica::Replica;
 
 const REPLICAS: u32 = 3;
 /// Messages a second that each replica reads and acknowledges meanwhile.
@@ -35,51 +35,6 @@ struct Arguments {
     /// How often each replica asks, in milliseconds (Numaflow: every 3000 or 5000)
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
-}
-
-struct Replica {
-    number: u32,
-    pod: Pod,
-    source: Source,
-    client: Client,
-    _directory: TempDir,
-}
-
-impl Replica {
-    async fn start(number: u32) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let pod = Pod::mono_vertex("orders", &number.to_string());
-        let mut source = SourceOptions::new(directory.path().join("source.sock"));
-        for (name, value) in pod.udsource() {
-            source = source.env(name, value);
-        }
-        let source = Source::start(&source).await?;
-        let mut options = ClientOptions::default();
-        for (name, value) in pod.numa() {
-            options = options.env(name, value);
-        }
-        let client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
-        Ok(Self {
-            number,
-            pod,
-            source,
-            client,
-            _directory: directory,
-        })
-    }
-
-    /// The verdict that the policy gives this replica.
-    fn verdict(&self) -> &'static str {
-        if self.number == 0 {
-            "admitted"
-        } else {
-            "would_reject"
-        }
-    }
-
-    fn counted(&self, scrape: &Scrape) -> u64 {
-        scrape.pending(&self.pod.name, self.verdict())
-    }
 }
 
 #[tokio::main]
@@ -103,7 +58,8 @@ async fn demo(arguments: &Arguments) -> Result<()> {
     );
     let mut replicas = Vec::new();
     for number in 0..REPLICAS {
-        let mut replica = Replica::start(number).await?;
+        let (client, source) = (ClientKind::Tonic, SourceKind::Rust);
+        let mut replica = Replica::start("orders", number, client, source).await?;
         replica.client.background_on(RATE).await?;
         replica
             .client
@@ -210,7 +166,7 @@ async fn watch(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -
 }
 
 fn row(replica: &Replica, scrape: &Scrape, stats: &Stats) -> [String; 6] {
-    let connections = scrape.sum("pendguard_connections", &[("state", "synced")]);
+    let connections = scrape.connections("synced");
     [
         replica.number.to_string(),
         replica.pod.name.clone(),

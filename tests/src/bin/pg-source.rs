@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use clap::Parser;
 use pendguard_tests::lines;
-use pendguard_tests::protocol::{Event, Listening};
+use pendguard_tests::protocol::{self, Event, Listening};
 use pendguard_tests::source::generator::{Faults, Generator, Options, Shared};
 use pendguard_tests::source::{sdk, tcp};
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,17 +59,7 @@ impl FromStr for Total {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let message = format!("{error:#}");
-            // Whoever reads standard output may be gone; then standard error is all there is.
-            if (Event::Error { message }).print().is_err() {
-                eprintln!("pg-source: {error:#}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+    protocol::exit("pg-source", run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<()> {

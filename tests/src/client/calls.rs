@@ -8,9 +8,13 @@ use anyhow::Result;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 
+use super::connect;
 use crate::proto::source_client::SourceClient;
 use crate::protocol::{Called, Every, Method, Tally};
 
@@ -74,6 +78,40 @@ impl Outcomes {
     }
 }
 
+/// What is called.
+#[derive(Debug, Clone)]
+pub enum Callee {
+    /// A method of the service.
+    Method(Method),
+    /// Any path.
+    Path(PathAndQuery),
+}
+
+impl Callee {
+    fn name(&self) -> &str {
+        match self {
+            Self::Method(method) => method.name(),
+            Self::Path(path) => path.as_str(),
+        }
+    }
+
+    /// One call; what the answer says, in the words of [`Called::values`].
+    async fn call(&self, channel: &Channel) -> Result<String, Status> {
+        match self {
+            Self::Method(method) => call_once(&mut connect::client(channel.clone()), *method).await,
+            Self::Path(path) => {
+                let mut grpc = Grpc::new(channel.clone());
+                grpc.ready()
+                    .await
+                    .map_err(|error| Status::unavailable(error.to_string()))?;
+                let codec = ProstCodec::<(), ()>::default();
+                grpc.unary(Request::new(()), path.clone(), codec).await?;
+                Ok("answered".to_owned())
+            }
+        }
+    }
+}
+
 /// One call; what the answer says, in the words of [`Called::values`].
 async fn call_once(client: &mut SourceClient<Channel>, method: Method) -> Result<String, Status> {
     Ok(match method {
@@ -98,8 +136,8 @@ async fn call_once(client: &mut SourceClient<Channel>, method: Method) -> Result
 /// # Errors
 /// A task failed, which is a fault of this program.
 pub async fn call(
-    client: &SourceClient<Channel>,
-    method: Method,
+    channel: &Channel,
+    callee: Callee,
     count: u64,
     concurrency: usize,
 ) -> Result<Called> {
@@ -107,12 +145,12 @@ pub async fn call(
     let taken = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..concurrency {
-        let mut client = client.clone();
+        let (channel, callee) = (channel.clone(), callee.clone());
         let taken = Arc::clone(&taken);
         tasks.spawn(async move {
             let mut outcomes = Outcomes::default();
             while taken.fetch_add(1, Relaxed) < count {
-                outcomes.add(call_once(&mut client, method).await);
+                outcomes.add(callee.call(&channel).await);
             }
             outcomes
         });
@@ -122,7 +160,7 @@ pub async fn call(
         outcomes.merge(task?);
     }
     Ok(Called {
-        method: method.name().to_owned(),
+        method: callee.name().to_owned(),
         ok: outcomes.ok,
         errors: outcomes.errors,
         values: outcomes.values,

@@ -3,15 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use crate::proto::source_client::SourceClient;
-use crate::scale::patience;
+use crate::wait::wait_for;
 
 /// Numaflow gives tonic this address, and a connector that ignores it: it only ends up in `:authority`.
 const UNUSED_ADDRESS: &str = "http://[::]:50051";
@@ -19,8 +18,6 @@ const UNUSED_ADDRESS: &str = "http://[::]:50051";
 const MAX_MESSAGE: usize = 64 << 20;
 /// How long a source may take to answer IsReady.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// The pause between two attempts.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// Where a source listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,34 +28,41 @@ pub enum Target {
     Tcp(String),
 }
 
+/// A client of the service, on an open connection.
+#[must_use]
+pub fn client(channel: Channel) -> SourceClient<Channel> {
+    SourceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
 /// Connects, and asks IsReady until the answer is OK, as the data plane does when it starts. Also says how many
 /// IsReady calls that took.
 ///
 /// # Errors
 /// The source wasn't ready within the limit.
-pub async fn connect(target: &Target) -> Result<(SourceClient<Channel>, u64)> {
-    let start = Instant::now();
+pub async fn connect(target: &Target) -> Result<(Channel, u64)> {
     let mut attempts = 0;
-    loop {
-        let failure = match open(target).await {
+    let mut failure = "no attempt".to_owned();
+    let connected = wait_for("the source is ready", READY_LIMIT, async || {
+        match open(target).await {
             Ok(channel) => {
-                let mut client = SourceClient::new(channel)
-                    .max_decoding_message_size(MAX_MESSAGE)
-                    .max_encoding_message_size(MAX_MESSAGE);
                 attempts += 1;
-                match client.is_ready(()).await {
-                    Ok(answer) if answer.get_ref().ready => return Ok((client, attempts)),
-                    Ok(_) => "the source answers that it is not ready".to_owned(),
-                    Err(status) => format!("{:?}: {}", status.code(), status.message()),
+                match client(channel.clone()).is_ready(()).await {
+                    Ok(answer) if answer.get_ref().ready => return Ok(Some(channel)),
+                    Ok(_) => "the source answers that it is not ready".clone_into(&mut failure),
+                    Err(status) => {
+                        failure = format!("{:?}: {}", status.code(), status.message());
+                    }
                 }
             }
-            Err(error) => format!("{error:#}"),
-        };
-        if start.elapsed() > patience(READY_LIMIT) {
-            bail!("{target:?} was not ready in {READY_LIMIT:?}: {failure}");
+            Err(error) => failure = format!("{error:#}"),
         }
-        sleep(RETRY).await;
-    }
+        Ok(None)
+    })
+    .await;
+    let channel = connected.with_context(|| format!("{target:?}: {failure}"))?;
+    Ok((channel, attempts))
 }
 
 async fn open(target: &Target) -> Result<Channel> {

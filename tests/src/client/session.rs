@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use tonic::transport::Channel;
 
 use super::background::{Background, Pace};
-use super::calls::{self, Ticker};
+use super::calls::{self, Callee, Ticker};
+use super::connect;
 use crate::payload::Verifier;
 use crate::proto::source_client::SourceClient;
 use crate::protocol::{Command, Event};
@@ -14,6 +15,7 @@ use crate::protocol::{Command, Event};
 /// A connected client and what it does in the background.
 #[derive(Debug)]
 pub struct Session {
+    channel: Channel,
     client: SourceClient<Channel>,
     concurrency: usize,
     batch: u64,
@@ -26,9 +28,10 @@ pub struct Session {
 impl Session {
     /// A session that does nothing yet.
     #[must_use]
-    pub fn new(client: SourceClient<Channel>, concurrency: usize, batch: u64) -> Self {
+    pub fn new(channel: Channel, concurrency: usize, batch: u64) -> Self {
         Self {
-            client,
+            client: connect::client(channel.clone()),
+            channel,
             concurrency,
             batch,
             background: None,
@@ -44,7 +47,12 @@ impl Session {
     pub async fn run(&mut self, command: Command) -> Result<Option<Event>> {
         Ok(Some(match command {
             Command::Call { method, count } => {
-                Event::Called(calls::call(&self.client, method, count, self.concurrency).await?)
+                let callee = Callee::Method(method);
+                Event::Called(calls::call(&self.channel, callee, count, self.concurrency).await?)
+            }
+            Command::CallPath { path, count } => {
+                let callee = Callee::Path(path.parse().context("the path")?);
+                Event::Called(calls::call(&self.channel, callee, count, self.concurrency).await?)
             }
             Command::BackgroundOn { rate } => {
                 ensure!(self.background.is_none(), "the background is on already");

@@ -9,7 +9,6 @@ use super::process::Process;
 use super::{Launch, PeerError};
 use crate::client::connect::Target;
 use crate::protocol::{Background, Called, Command, Event, Every, Method, Ready};
-use crate::scale::patience;
 
 /// How long a command may take by default; see [`ClientOptions::limit`].
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -47,9 +46,9 @@ impl ClientKind {
     fn program(self) -> Result<Program, PeerError> {
         match self {
             Self::Tonic => locate::tonic(),
-            Self::GrpcGo => locate::go(),
-            Self::GrpcCore => locate::python(),
-            Self::GrpcJs => locate::node(),
+            Self::GrpcGo => locate::go(&[]),
+            Self::GrpcCore => locate::python("client.py"),
+            Self::GrpcJs => locate::node("client.js"),
         }
     }
 }
@@ -78,7 +77,7 @@ impl Default for ClientOptions {
         Self {
             concurrency: None,
             batch: None,
-            limit: patience(ANSWER_LIMIT),
+            limit: ANSWER_LIMIT,
             launch: Launch::default(),
         }
     }
@@ -152,14 +151,27 @@ impl Client {
         &self.ready
     }
 
-    /// Makes `count` calls.
+    /// Makes `count` calls of a method.
     ///
     /// # Errors
     /// They were not all answered in time.
     pub async fn call(&mut self, method: Method, count: u64) -> Result<Called, PeerError> {
+        self.calls(Command::Call { method, count }, count).await
+    }
+
+    /// Makes `count` calls of any path, such as one that the source doesn't have.
+    ///
+    /// # Errors
+    /// They were not all answered in time.
+    pub async fn call_path(&mut self, path: &str, count: u64) -> Result<Called, PeerError> {
+        let path = path.to_owned();
+        self.calls(Command::CallPath { path, count }, count).await
+    }
+
+    async fn calls(&mut self, command: Command, count: u64) -> Result<Called, PeerError> {
         let calls = u32::try_from(count).unwrap_or(u32::MAX);
-        let limit = self.limit + patience(LIMIT_PER_CALL).saturating_mul(calls);
-        match self.ask(Command::Call { method, count }, limit).await? {
+        let limit = self.limit + LIMIT_PER_CALL.saturating_mul(calls);
+        match self.ask(command, limit).await? {
             (_, Event::Called(called)) => Ok(called),
             (command, event) => Err(self.process.unexpected(&command, event)),
         }

@@ -53,7 +53,7 @@ fn find(
     })
 }
 
-/// The source.
+/// The source on the Rust SDK.
 pub fn source() -> Result<Program, PeerError> {
     let default = target().join("release/pg-source");
     find("the source", "PENDGUARD_PG_SOURCE", default).map(Program::binary)
@@ -65,25 +65,28 @@ pub fn tonic() -> Result<Program, PeerError> {
     find("the tonic client", "PENDGUARD_PG_CLIENT", default).map(Program::binary)
 }
 
-/// The grpc-go client.
-pub fn go() -> Result<Program, PeerError> {
-    let default = target().join("peers/go-client");
-    find("the grpc-go client", "PENDGUARD_PEER_GO", default).map(Program::binary)
+/// The grpc-go peers; arguments say which.
+pub fn go(arguments: &[&str]) -> Result<Program, PeerError> {
+    let default = target().join("peers/go-peer");
+    Ok(Program {
+        executable: find("the grpc-go peer", "PENDGUARD_PEER_GO", default)?,
+        arguments: arguments.iter().map(Into::into).collect(),
+    })
 }
 
-/// The C-core client: a Python with grpcio, and the script.
-pub fn python() -> Result<Program, PeerError> {
+/// A C-core peer: a Python with grpcio, and the script.
+pub fn python(script: &str) -> Result<Program, PeerError> {
     let default = target().join("peers/venv/bin/python");
     let executable = find("Python with grpcio", "PENDGUARD_PEER_PYTHON", default)?;
-    let script = package().join("peers/python/client.py");
+    let script = package().join("peers/python").join(script);
     Ok(Program {
         executable,
         arguments: vec![script.into()],
     })
 }
 
-/// The grpc-js client: Node, and the script beside its modules.
-pub fn node() -> Result<Program, PeerError> {
+/// A grpc-js peer: Node, and the script beside its modules.
+pub fn node(script: &str) -> Result<Program, PeerError> {
     let directory = package().join("peers/node");
     find(
         "grpc-js",
@@ -93,6 +96,6 @@ pub fn node() -> Result<Program, PeerError> {
     let executable = std::env::var_os("PENDGUARD_NODE").unwrap_or_else(|| "node".into());
     Ok(Program {
         executable: executable.into(),
-        arguments: vec![directory.join("client.js").into()],
+        arguments: vec![directory.join(script).into()],
     })
 }

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::locate::Program;
 use super::{Launch, PeerError, QUIT_LIMIT, START_LIMIT};
 use crate::protocol::Event;
-use crate::scale::patience;
+use crate::wait::scaled;
 
 /// The variables that say who a replica is; a peer gets its own or none.
 const IDENTITY_PREFIX: &str = "NUMAFLOW_";
@@ -70,7 +70,7 @@ impl Process {
             stdin,
             lines: BufReader::new(stdout).lines(),
         };
-        let first = process.receive("its start", patience(START_LIMIT)).await?;
+        let first = process.receive("its start", START_LIMIT).await?;
         Ok((process, first))
     }
 
@@ -110,11 +110,12 @@ impl Process {
             ..
         } = self;
         drop(stdin);
-        let Ok(status) = timeout(patience(QUIT_LIMIT), child.wait()).await else {
+        let limit = scaled(QUIT_LIMIT);
+        let Ok(status) = timeout(limit, child.wait()).await else {
             return Err(PeerError::TimedOut {
                 name,
                 waiting_for: "quit".to_owned(),
-                limit: patience(QUIT_LIMIT),
+                limit,
             });
         };
         match status {
@@ -132,6 +133,7 @@ impl Process {
     ) -> Result<Event, PeerError> {
         let name = self.name.clone();
         let waiting_for = waiting_for.to_owned();
+        let limit = scaled(limit);
         let Ok(line) = timeout(limit, self.lines.next_line()).await else {
             return Err(PeerError::TimedOut {
                 name,

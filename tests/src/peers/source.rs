@@ -1,14 +1,15 @@
 //! The source as a child process.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::locate::{self, Program};
 use super::process::Process;
-use super::{Launch, PeerError, locate};
+use super::{Launch, PeerError};
 use crate::client::connect::Target;
 use crate::protocol::{Event, Listening, Stats};
-use crate::scale::patience;
 use crate::source::generator::Faults;
 
 /// How long the source may take to tell its counters.
@@ -16,30 +17,78 @@ const STATS_LIMIT: Duration = Duration::from_secs(20);
 /// The state of a connected socket in `/proc/net/unix` (`SS_CONNECTED`).
 const CONNECTED: &str = "03";
 
+/// The gRPC servers that sources have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SourceKind {
+    /// tonic: Numaflow's Rust SDK.
+    #[default]
+    Rust,
+    /// The C core: Numaflow's Python SDK.
+    Python,
+    /// grpc-js, on Node's nghttp2.
+    Node,
+    /// grpc-go.
+    Go,
+}
+
+impl SourceKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Rust, Self::Python, Self::Node, Self::Go];
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust-source",
+            Self::Python => "python-source",
+            Self::Node => "node-source",
+            Self::Go => "go-source",
+        }
+    }
+
+    fn program(self) -> Result<Program, PeerError> {
+        match self {
+            Self::Rust => locate::source(),
+            Self::Python => locate::python("source.py"),
+            Self::Node => locate::node("source.js"),
+            Self::Go => locate::go(&["source"]),
+        }
+    }
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// How to start a source.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
+    /// Which source. What is marked with *Rust* below, the others refuse.
+    pub kind: SourceKind,
     /// The Unix socket to listen on. The SDK's server-info file goes beside it.
     pub socket: PathBuf,
-    /// Listen on loopback TCP too, at a port that the kernel chooses.
+    /// Listen on loopback TCP too, at a port that the kernel chooses. *Rust*
     pub also_tcp: bool,
     /// Bytes of each payload; `None` is the program's default.
     pub message_bytes: Option<usize>,
     /// What PendingFn answers; `None` is what is left of `total`, or "not available".
     pub pending_value: Option<i64>,
-    /// Messages there are; `None` is without end.
+    /// Messages there are; `None` is without end. *Rust*
     pub total: Option<u64>,
-    /// Damage done on purpose.
+    /// Damage done on purpose. *Rust*
     pub faults: Faults,
     /// The process.
     pub launch: Launch,
 }
 
 impl SourceOptions {
-    /// The defaults, on this socket.
+    /// The defaults, on this socket: the Rust source.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
+            kind: SourceKind::default(),
             socket: socket.into(),
             also_tcp: false,
             message_bytes: None,
@@ -60,8 +109,8 @@ impl SourceOptions {
     fn arguments(&self) -> Vec<OsString> {
         let mut arguments = vec!["--socket".into(), self.socket.clone().into_os_string()];
         let mut option = |name: &str, value: String| {
-            arguments.push(name.into());
-            arguments.push(value.into());
+            // One word: Node takes a negative number that stands alone for an option.
+            arguments.push(format!("{name}={value}").into());
         };
         if self.also_tcp {
             option("--also-tcp", "127.0.0.1:0".to_owned());
@@ -100,10 +149,10 @@ impl Source {
     /// # Errors
     /// It could not be started, or does not listen.
     pub async fn start(options: &SourceOptions) -> Result<Self, PeerError> {
-        let program = locate::source()?;
+        let kind = options.kind;
         let arguments = options.arguments();
         let (process, first) =
-            Process::start("pg-source", program, &options.launch, arguments).await?;
+            Process::start(kind.name(), kind.program()?, &options.launch, arguments).await?;
         match first {
             Event::Listening(listening) => Ok(Self { process, listening }),
             event => Err(process.unexpected("its start", event)),
@@ -141,9 +190,12 @@ impl Source {
     pub fn connections(&self) -> std::io::Result<usize> {
         // An accepted socket carries the listener's path; it is in the list of the process's network namespace.
         let table = std::fs::read_to_string(format!("/proc/{}/net/unix", self.pid()))?;
+        // pynumaflow's has three slashes at its beginning: it asks the C core for `unix://` and the path.
+        let bare = |path: &str| path.trim_start_matches('/').to_owned();
+        let socket = bare(&self.listening.socket);
         let accepted = |line: &&str| {
             let mut columns = line.split_ascii_whitespace();
-            columns.nth(5) == Some(CONNECTED) && columns.nth(1) == Some(&*self.listening.socket)
+            columns.nth(5) == Some(CONNECTED) && columns.nth(1).map(bare).as_ref() == Some(&socket)
         };
         Ok(table.lines().filter(accepted).count())
     }
@@ -171,11 +223,7 @@ impl Source {
     /// # Errors
     /// It doesn't end, or not well.
     pub async fn stopped(mut self) -> Result<Stats, PeerError> {
-        match self
-            .process
-            .receive("the end", patience(STATS_LIMIT))
-            .await?
-        {
+        match self.process.receive("the end", STATS_LIMIT).await? {
             Event::Stats(stats) => {
                 self.process.ended().await?;
                 Ok(stats)
@@ -185,7 +233,7 @@ impl Source {
     }
 
     async fn ask(&mut self, command: &str) -> Result<Stats, PeerError> {
-        match self.process.ask(command, patience(STATS_LIMIT)).await? {
+        match self.process.ask(command, STATS_LIMIT).await? {
             Event::Stats(stats) => Ok(stats),
             event => Err(self.process.unexpected(command, event)),
         }

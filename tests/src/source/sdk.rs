@@ -9,10 +9,10 @@ use numaflow::shared::ServerExtras as _;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use super::generator::Shared;
-use crate::scale::patience;
+use crate::wait::{scaled, wait_for};
 
 /// What the SDK writes after the JSON object in its server-info file.
 const INFO_END: &str = "U+005C__END__";
@@ -64,20 +64,16 @@ impl Server {
                 .map_err(|error| anyhow!("{error}"))
         });
 
-        let start = Instant::now();
-        let version = loop {
-            if let Some(version) = read_version(info)? {
-                break version;
-            }
-            if task.is_finished() {
+        let what = format!("{} appears", info.display());
+        let version = wait_for(&what, START_LIMIT, async || {
+            let version = read_version(info)?;
+            if version.is_none() && task.is_finished() {
                 (&mut task).await??;
                 bail!("the server ended before it listened");
             }
-            if start.elapsed() > patience(START_LIMIT) {
-                bail!("{} did not appear", info.display());
-            }
-            sleep(Duration::from_millis(2)).await;
-        };
+            Ok(version)
+        })
+        .await?;
         Ok(Self {
             version,
             stop,
@@ -100,7 +96,7 @@ impl Server {
     pub async fn stop(mut self) -> Result<()> {
         // The other end is gone if the server ended already, which is what is wanted.
         let _ = self.stop.send(());
-        match timeout(STOP_LIMIT, &mut self.task).await {
+        match timeout(scaled(STOP_LIMIT), &mut self.task).await {
             Ok(ended) => ended?,
             Err(_) => {
                 self.task.abort();

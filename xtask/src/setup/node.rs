@@ -8,7 +8,7 @@ use super::apt::Apt;
 use super::step::{Job, Step};
 use crate::process;
 
-/// The oldest that the Node client runs on.
+/// The oldest that the Node peers run on.
 const OLDEST_MAJOR: u32 = 18;
 
 /// Makes sure of them.

@@ -1,4 +1,4 @@
-//! The gRPC clients in other languages, against which the tests run (tests/peers).
+//! The gRPC clients and sources in other languages, with which the tests run (tests/peers).
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,7 +12,7 @@ use super::step::{Job, Step};
 use crate::process;
 use crate::workspace::Workspace;
 
-/// Where Debian's packages of Go libraries put their sources; the Go client is built from these, without modules.
+/// Where Debian's packages of Go libraries put their sources; the Go peer is built from these, without modules.
 const DEBIAN_GOPATH: &str = "/usr/share/gocode";
 
 /// What the peers are built with, but for Node, which has many origins.
@@ -36,7 +36,7 @@ pub fn packages() -> Vec<Package> {
     ]
 }
 
-/// A client that is built or installed from what is in its directory.
+/// Peers that are built or installed from what is in its directory.
 pub struct Peer {
     name: &'static str,
     /// What it is made from.
@@ -69,28 +69,28 @@ impl Peer {
         let built = workspace.target("peers");
 
         let go = sources.join("go");
-        let go_client = built.join("go-client");
+        let go_peer = built.join("go-peer");
         let requirements = sources.join("python/requirements.txt");
         let venv = built.join("venv");
         let node = sources.join("node");
         let modules = node.join("node_modules");
         Ok([
             Self {
-                name: "Go client",
+                name: "Go peers",
                 inputs: files_in(&go, "go")?,
-                stamp: built.join("go-client.stamp"),
-                output: go_client,
+                stamp: built.join("go-peer.stamp"),
+                output: go_peer,
                 recipe: Recipe::Go { directory: go },
             },
             Self {
-                name: "Python client",
+                name: "Python peers",
                 inputs: vec![requirements.clone()],
                 stamp: venv.join("pendguard.stamp"),
                 output: venv.join("bin/python"),
                 recipe: Recipe::Python { venv, requirements },
             },
             Self {
-                name: "Node client",
+                name: "Node peers",
                 inputs: vec![node.join("package.json"), node.join("package-lock.json")],
                 stamp: modules.join(".pendguard-stamp"),
                 output: modules,
@@ -117,7 +117,7 @@ impl Peer {
                 let mut create = Command::new("python3");
                 create.args(["-m", "venv", "--clear"]).arg(venv);
                 let mut install = Command::new(&self.output);
-                // The list is complete, and leaves out what a client has no use for.
+                // The list is complete, and leaves out what no peer has a use for.
                 install
                     .args(["-m", "pip", "install", "--no-deps", "--requirement"])
                     .arg(requirements);

@@ -39,7 +39,7 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     for tree in ["peers", "fixtures", "proto"] {
         image.add(&workspace.path("tests").join(tree))?;
     }
-    image.add(&workspace.target("peers/go-client"))?;
+    image.add(&workspace.target("peers/go-peer"))?;
     image.add(&workspace.target("peers/venv"))?;
     // Debian's own Python, or what the user put before it, and what the virtual environment was made from.
     let mut search = Vec::new();

@@ -1,0 +1,211 @@
+//! The walk of an enforcer: [`walk::step`], and where it has just passed the path of a call that is to be rejected, the
+//! octets are overwritten in place ([`super::substitute`]).
+//!
+//! A literal becomes the substitute's literal; if the client inserts it in the dynamic table, the server's entry is the
+//! substitute from then on, and the connection is *latched*: later calls by that index are rejected by the server
+//! itself. An index of one octet that names an entry from before becomes `:path: /`.
+
+use super::paths::Paths;
+use super::substitute::{INDEX, Spelling, Substitute};
+use super::walk::{self, Conn, LATCHED, Outcome, Source, WATCHED};
+use crate::abi::Failure;
+use crate::vol::Vol;
+
+/// Places in which a path may lie within one send: a sender may hand it over in pieces.
+pub const SEGMENTS: usize = 4;
+
+/// Where the octets of the path in progress lie.
+#[repr(C)]
+pub struct Segments {
+    /// Where each piece begins.
+    place: [Vol<u64>; SEGMENTS],
+    /// Its first octet's position in the path.
+    from: [Vol<u32>; SEGMENTS],
+    /// Pieces; [`SEGMENTS`] + 1: more than there is room for.
+    count: Vol<u32>,
+    /// Why the last watched path was not substituted ([`Failure`]'s number + 1), or 0.
+    failed: Vol<u32>,
+}
+
+impl Segments {
+    /// Forgets the pieces: another send begins, in which what was sent before can't be reached.
+    #[inline(always)]
+    pub fn forget(&self) {
+        self.count.set(0);
+    }
+
+    /// Where the path in progress begins within this send, if any of it lies there.
+    #[inline(always)]
+    pub fn first(&self) -> u64 {
+        self.place[0].get()
+    }
+
+    /// Why the watched path of the request that just ended was not substituted, where it should have been.
+    #[inline(always)]
+    pub fn failure(&self) -> Option<Failure> {
+        Failure::of(self.failed.get().wrapping_sub(1))
+    }
+
+    #[inline(always)]
+    fn fail(&self, why: Failure) {
+        self.failed.set(why as u32 + 1);
+    }
+
+    /// The next octet of the path, `at` octets from its beginning, lies at `place`.
+    #[inline(always)]
+    fn note(&self, at: u32, place: u64) {
+        let n = self.count.get();
+        if at == 0 || n == 0 {
+            self.place[0].set(place);
+            self.from[0].set(at);
+            self.count.set(1);
+            return;
+        }
+        if n > SEGMENTS as u32 {
+            return;
+        }
+        let last = (n - 1) as usize & (SEGMENTS - 1);
+        if self.place[last].get() + (at - self.from[last].get()) as u64 == place {
+            return;
+        }
+        if n < SEGMENTS as u32 {
+            let next = n as usize & (SEGMENTS - 1);
+            self.place[next].set(place);
+            self.from[next].set(at);
+        }
+        self.count.set(n + 1);
+    }
+}
+
+const _: () = assert!(SEGMENTS.is_power_of_two());
+
+/// A source whose bytes can be overwritten.
+///
+/// Its [`Source::RUN`] must be 1, so that an index is a step of its own.
+pub trait Edit: Source {
+    /// Where the next byte lies, in the enforcer's own terms (an address, an offset).
+    fn place(&self) -> u64;
+    /// The pieces of the path in progress.
+    fn segments(&self) -> &Segments;
+    /// What watched path `number` is overwritten with.
+    fn substitute(&self, number: u32) -> Option<&Substitute>;
+    /// Whether the call whose path begins at `place` is to be rejected; `begun`: an earlier part of it was.
+    fn reject(&self, place: u64, begun: bool) -> bool;
+    /// Overwrites the octets from `place` on with octets `from` to `end` of the substitute's spelling.
+    fn literal(&self, place: u64, spelling: &Spelling, from: u32, end: u32) -> Result<(), Failure>;
+    /// Puts octets `from` to `end` of the watched path's spelling back.
+    fn undo(&self, place: u64, spelling: &Spelling, from: u32, end: u32);
+    /// Overwrites the octet at `place`, an index.
+    fn index(&self, place: u64, octet: u8) -> Result<(), Failure>;
+}
+
+/// [`walk::step`], and what an enforcer does behind it. Where it reports [`Outcome::Request`], a path of class
+/// [`LATCHED`] + n is that of a rejected call.
+#[inline(always)]
+pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome {
+    let segments = s.segments();
+    let before = c.path.get();
+    let place = s.place();
+    let literal = c.in_candidate();
+    if let Some(at) = literal
+        && s.ready() != 0
+    {
+        segments.note(at, place);
+    }
+    let one = c.at_field();
+    let outcome = walk::step(c, s, p, strict);
+    let after = c.path.get();
+    if after == before || !(WATCHED..LATCHED).contains(&after) {
+        return outcome;
+    }
+    segments.failed.set(0);
+    if literal.is_some() {
+        let begun = c.is_substituted();
+        if s.reject(segments.first(), begun) {
+            match substitute(c, s, after - WATCHED, begun) {
+                Ok(()) => c.set_latched(true),
+                Err(why) => segments.fail(why),
+            }
+        }
+    } else if s.reject(place, false) {
+        if !one {
+            segments.fail(Failure::LongIndex);
+        } else if let Err(why) = s.index(place, INDEX) {
+            segments.fail(why);
+        } else {
+            c.set_latched(false);
+        }
+    }
+    outcome
+}
+
+/// Overwrites the literal that was just passed.
+#[inline(always)]
+fn substitute<S: Edit>(c: &Conn, s: &S, number: u32, begun: bool) -> Result<(), Failure> {
+    let segments = s.segments();
+    let Some(substitute) = s.substitute(number) else {
+        return Err(Failure::NoSubstitute);
+    };
+    let spelling = &substitute.spellings[c.was_huffman() as usize];
+    if spelling.len == 0 {
+        return Err(Failure::NoSubstitute);
+    }
+    let n = segments.count.get();
+    if n > SEGMENTS as u32 || segments.from[0].get() > spelling.first && !begun {
+        return Err(Failure::Split);
+    }
+    let mut i = 0;
+    let mut result = Ok(());
+    while i < SEGMENTS {
+        if i as u32 >= n {
+            break;
+        }
+        if let Some((place, from, end)) = piece(segments, spelling, i, n)
+            && let Err(why) = s.literal(place, spelling, from, end)
+        {
+            result = Err(why);
+            break;
+        }
+        i += 1;
+    }
+    if result.is_err() {
+        // All or nothing: half a substitute is no Huffman code.
+        let mut k = 0;
+        while k < SEGMENTS {
+            if k > i || k as u32 >= n {
+                break;
+            }
+            if let Some((place, from, end)) = piece(segments, spelling, k, n) {
+                s.undo(place, spelling, from, end);
+            }
+            k += 1;
+        }
+    }
+    result
+}
+
+/// What piece `i` of `n` holds of the octets that differ: where, from which on, and up to which.
+#[inline(always)]
+fn piece(segments: &Segments, spelling: &Spelling, i: usize, n: u32) -> Option<(u64, u32, u32)> {
+    let at = i & (SEGMENTS - 1);
+    let begin = segments.from[at].get();
+    let behind = if i as u32 + 1 < n {
+        segments.from[(i + 1) & (SEGMENTS - 1)].get()
+    } else {
+        spelling.len
+    };
+    let from = if begin > spelling.first {
+        begin
+    } else {
+        spelling.first
+    };
+    let end = if behind < spelling.end {
+        behind
+    } else {
+        spelling.end
+    };
+    if from >= end {
+        return None;
+    }
+    Some((segments.place[at].get() + (from - begin) as u64, from, end))
+}

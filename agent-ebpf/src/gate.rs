@@ -1,0 +1,368 @@
+//! The gate: stands before the source's end of a connection, and overwrites the paths of calls that are to be rejected
+//! before the source can read them.
+//!
+//! `gate`: sk_skb `stream_verdict`, on the sockets in `GATE`; it goes on by tail call in `gate_walk`. It sees each buffer
+//! once, in order, in the context of the sender's system call, before that returns; and it passes every one on. Minimum
+//! kernel 5.15 (AF_UNIX stream sockets in socket maps: kernel commit 94531cfcbe79).
+//!
+//! A connection begins where the tap stands ([`join`]), and from there on needs no tap.
+
+use agent_common::abi::{Failure, GATE_WINDOW, Gated, Slot, Target, gate as state, gates, verdict};
+use agent_common::h2::edit::{self, Edit, Segments};
+use agent_common::h2::paths::MAX_PATHS;
+use agent_common::h2::substitute::{Spelling, Substitute};
+use agent_common::h2::track::status;
+use agent_common::h2::walk::{self, Conn, Outcome, Source};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::macros::stream_verdict;
+use aya_ebpf::programs::SkBuffContext;
+
+use crate::maps::{
+    CONNECTIONS, GATED, GATES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, failed, leased,
+};
+
+/// Steps that one run of a walk makes; see `tap::STEPS`.
+const STEPS: u32 = 64;
+
+/// `SK_PASS`: the buffer goes to the socket. Nothing else is ever returned.
+const PASS: u32 = 1;
+
+#[stream_verdict]
+pub fn gate(ctx: SkBuffContext) -> u32 {
+    let Some(g) = gated(&ctx) else {
+        return PASS;
+    };
+    let len = ctx.len();
+    match g.state.get() {
+        state::ACTIVE => {}
+        state::JOINING if join(g, len) => {}
+        _ => return PASS,
+    }
+    g.offset.set(0);
+    g.left.set(len);
+    g.window_at.set(0);
+    g.window_len.set(0);
+    g.segments.forget();
+    // SAFETY: the program there is of the same type and reads the same context.
+    unsafe { GATES.tail_call(&ctx, gates::WALK) };
+    lost(g);
+    PASS
+}
+
+#[stream_verdict]
+pub fn gate_walk(ctx: SkBuffContext) -> u32 {
+    let Some(g) = gated(&ctx) else {
+        return PASS;
+    };
+    let Some(paths) = PATHS.get_ptr(0) else {
+        return PASS;
+    };
+    // SAFETY: it is a map value that the agent wrote before it attached anything.
+    let paths = unsafe { &*paths };
+    let buffer = Buffer { g, ctx: &ctx };
+    for _ in 0..STEPS {
+        if g.left.get() == 0 {
+            return PASS;
+        }
+        match edit::step(&g.conn, &buffer, paths, false) {
+            Outcome::Continue => {}
+            Outcome::Starved => {
+                if buffer.fill().is_err() {
+                    lost(g);
+                    return PASS;
+                }
+            }
+            Outcome::Request => request(g),
+            Outcome::Fault(_) => {
+                lost(g);
+                return PASS;
+            }
+        }
+    }
+    // SAFETY: as in `gate`.
+    unsafe { GATES.tail_call(&ctx, gates::WALK) };
+    lost(g);
+    PASS
+}
+
+/// The connection that the buffer belongs to: on a Unix socket the cookie is that of the sender.
+#[inline(always)]
+fn gated<'a>(ctx: &SkBuffContext) -> Option<&'a Gated> {
+    // SAFETY: the context is the program's own.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: it is a map value; the buffers of one connection pass one after another, and it is written through cells.
+    GATED.get_ptr(cookie).map(|g| unsafe { &*g })
+}
+
+/// Begins to follow the connection before this buffer, if the tap stands exactly there: it has accounted for every byte
+/// that passed, and the send that brings this buffer is not over, so that it has not seen more.
+#[inline(always)]
+fn join(g: &Gated, len: u32) -> bool {
+    let seen = g.seen.get();
+    g.seen.set(seen + len as u64);
+    // SAFETY: both are map values.
+    let (Some(tracked), Some(target)) = (unsafe {
+        (
+            CONNECTIONS.get_ptr(g.key).map(|t| &*t),
+            TARGETS.get_ptr(g.key.tgid).map(|t| &*t),
+        )
+    }) else {
+        return false;
+    };
+    if tracked.epoch != target.epoch
+        || target.generation != g.generation
+        || tracked.conn.status.get() != status::SYNCED
+        || tracked.sent.get() != g.joined_at + seen
+    {
+        return false;
+    }
+    copy(&tracked.conn, &g.conn);
+    g.state.set(state::ACTIVE);
+    tracked.gated.set(1);
+    if let Some(slot) = SLOTS.get_ptr_mut(target.slot) {
+        // SAFETY: the pointer leads into the slot, which is a map value.
+        unsafe { add(&raw mut (*slot).gated, 1) };
+    }
+    true
+}
+
+/// Copies where a stream stands.
+#[inline(always)]
+fn copy(from: &Conn, to: &Conn) {
+    const WORDS: usize = size_of::<Conn>() / 8;
+    let (from, to) = (
+        core::ptr::from_ref(from).cast::<u64>(),
+        core::ptr::from_ref(to).cast_mut().cast::<u64>(),
+    );
+    for i in 0..WORDS {
+        // SAFETY: both are states in map values, 8 bytes aligned, and made of cells.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+    }
+}
+
+/// The connection can't be followed any more: everything passes, and the tap counts again.
+#[inline(always)]
+fn lost(g: &Gated) {
+    g.state.set(state::LOST);
+    // SAFETY: it is a map value.
+    if let Some(tracked) = CONNECTIONS.get_ptr(g.key).map(|t| unsafe { &*t }) {
+        tracked.gated.set(0);
+    }
+    if let Some(target) = target(g)
+        && let Some(slot) = SLOTS.get_ptr_mut(target.slot)
+    {
+        // SAFETY: the pointer leads into the slot, which is a map value.
+        unsafe { add(&raw mut (*slot).gated, u64::MAX) };
+    }
+}
+
+/// The process that sends.
+#[inline(always)]
+fn target(g: &Gated) -> Option<&'static Target> {
+    // SAFETY: it is a map value.
+    let target = unsafe { &*TARGETS.get_ptr(g.key.tgid)? };
+    if target.generation == g.generation {
+        Some(target)
+    } else {
+        None
+    }
+}
+
+/// A request's header block ended.
+#[inline(always)]
+fn request(g: &Gated) {
+    let class = g.conn.path.get();
+    if class < walk::WATCHED {
+        return;
+    }
+    let Some(target) = target(g) else {
+        return;
+    };
+    let Some(slot) = SLOTS.get_ptr_mut(target.slot) else {
+        return;
+    };
+    count(slot, target.verdict, class, || {
+        g.segments.failure().unwrap_or(if leased() {
+            // Rejection began between the path and the end of its header block.
+            Failure::Joining
+        } else {
+            Failure::Lease
+        })
+    });
+    if class >= walk::LATCHED && class != walk::UNRESOLVED {
+        latched(g, slot);
+    }
+}
+
+/// Counts a request by its class under enforcement: [`walk::LATCHED`] and on were rejected, whatever the policy says now.
+#[inline(always)]
+pub fn count(slot: *mut Slot, ruling: u32, class: u32, why: impl FnOnce() -> Failure) {
+    if class == walk::UNRESOLVED {
+        if ruling != verdict::OFF {
+            // SAFETY: the pointer leads into the slot, which is a map value.
+            unsafe { add(&raw mut (*slot).unresolved, 1) };
+        }
+        return;
+    }
+    let (path, column) = if class >= walk::LATCHED {
+        (class - walk::LATCHED, verdict::REJECTED)
+    } else if ruling == verdict::REJECTED {
+        failed(why(), 1);
+        (class - walk::WATCHED, verdict::ADMITTED)
+    } else {
+        (class - walk::WATCHED, ruling)
+    };
+    if column != verdict::OFF {
+        let path = path as usize & (MAX_PATHS - 1);
+        let column = column as usize & (verdict::COUNT - 1);
+        // SAFETY: as above, and both indices are masked.
+        unsafe { add(&raw mut (*slot).calls[path][column], 1) };
+    }
+}
+
+/// Notes once that the server's dynamic table has a substitute in it.
+#[inline(always)]
+fn latched(g: &Gated, slot: *mut Slot) {
+    // SAFETY: it is a map value.
+    let Some(tracked) = CONNECTIONS.get_ptr(g.key).map(|t| unsafe { &*t }) else {
+        return;
+    };
+    if g.conn.latches() && tracked.latched.get() == 0 {
+        tracked.latched.set(1);
+        // SAFETY: the pointer leads into the slot, which is a map value.
+        unsafe { add(&raw mut (*slot).latched, 1) };
+    }
+}
+
+/// One buffer of a connection, as the walk reads it.
+struct Buffer<'a> {
+    g: &'a Gated,
+    ctx: &'a SkBuffContext,
+}
+
+impl Buffer<'_> {
+    #[inline(always)]
+    fn fill(&self) -> Result<(), ()> {
+        let g = self.g;
+        let mut len = g.left.get();
+        if len > GATE_WINDOW as u32 {
+            len = GATE_WINDOW as u32;
+        }
+        if len == 0 {
+            return Err(());
+        }
+        // SAFETY: the window is GATE_WINDOW bytes long and `len` is at most that; the helper checks the rest itself.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.ctx.as_ptr().cast(),
+                g.offset.get(),
+                g.window.as_ptr().cast_mut().cast(),
+                len,
+            )
+        };
+        if failed != 0 {
+            return Err(());
+        }
+        g.window_at.set(0);
+        g.window_len.set(len);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn store(&self, place: u64, from: *const u8, len: u32) -> Result<(), Failure> {
+        if len == 0 {
+            return Err(Failure::Unwritable);
+        }
+        // SAFETY: `from` leads to `len` bytes of a map value; the helper checks that `place` lies in the buffer.
+        let failed = unsafe {
+            bpf_skb_store_bytes(self.ctx.as_ptr().cast(), place as u32, from.cast(), len, 0)
+        };
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(Failure::Unwritable)
+        }
+    }
+}
+
+impl Source for Buffer<'_> {
+    const RUN: u32 = 1;
+
+    #[inline(always)]
+    fn left(&self) -> u32 {
+        self.g.left.get()
+    }
+
+    #[inline(always)]
+    fn ready(&self) -> u32 {
+        self.g.window_len.get() - self.g.window_at.get()
+    }
+
+    #[inline(always)]
+    fn peek(&self, at: u32) -> u8 {
+        let at = self.g.window_at.get() + at;
+        self.g.window[(at as usize) & (GATE_WINDOW - 1)].get()
+    }
+
+    #[inline(always)]
+    fn pass(&self, n: u32) {
+        let g = self.g;
+        g.left.set(g.left.get() - n);
+        g.offset.set(g.offset.get() + n);
+        let at = g.window_at.get() + n;
+        let len = g.window_len.get();
+        g.window_at.set(if at < len { at } else { len });
+    }
+}
+
+impl Edit for Buffer<'_> {
+    #[inline(always)]
+    fn place(&self) -> u64 {
+        self.g.offset.get() as u64
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> &Segments {
+        &self.g.segments
+    }
+
+    #[inline(always)]
+    fn substitute(&self, number: u32) -> Option<&Substitute> {
+        // SAFETY: it is a map value that the agent wrote before it attached anything.
+        SUBSTITUTES.get_ptr(number).map(|s| unsafe { &*s })
+    }
+
+    #[inline(always)]
+    fn reject(&self, _: u64, _: bool) -> bool {
+        match target(self.g) {
+            Some(target) => target.verdict == verdict::REJECTED && leased(),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn literal(&self, place: u64, s: &Spelling, from: u32, end: u32) -> Result<(), Failure> {
+        let from = from & 127;
+        // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
+        let bytes = unsafe { s.substitute.as_ptr().add(from as usize) };
+        self.store(place, bytes, (end - from) & 127)
+    }
+
+    #[inline(always)]
+    fn undo(&self, place: u64, s: &Spelling, from: u32, end: u32) {
+        let from = from & 127;
+        // SAFETY: as above.
+        let bytes = unsafe { s.watched.as_ptr().add(from as usize) };
+        let _ = self.store(place, bytes, (end - from) & 127);
+    }
+
+    #[inline(always)]
+    fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
+        let octet = [octet];
+        self.store(place, octet.as_ptr(), 1)
+    }
+}
+
+const _: () = assert!(GATE_WINDOW.is_power_of_two());

@@ -1,0 +1,108 @@
+//! Holds the sends of a connection for the moment in which the gate joins it.
+//!
+//! The gate can only be put before a socket whose receive queue is empty, and nothing may arrive between the look at the queue
+//! and the insertion (a buffer that is half read then would be delivered twice). The agent marks the connection in
+//! [`Slot::hold`]; a send that begins meanwhile waits here, at the entry of its system call, until the mark is gone: some
+//! microseconds, and never more than [`ROUNDS`] looks at the clock. A send that had begun before is seen by
+//! [`Tracked::sending`].
+//!
+//! `hold_write`, `hold_writev`, `hold_sendto`, `hold_sendmsg`: tracepoints `syscalls/sys_enter_*`, attached only while
+//! the gate enforces.
+
+use core::arch::asm;
+
+use agent_common::abi::{ConnKey, Slot, Tracked, verdict};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+
+use crate::maps::{CONNECTIONS, SLOTS, TARGETS};
+
+/// Looks at the mark, with a look at the clock between two: some 100 µs in all.
+const ROUNDS: u32 = 4096;
+
+#[tracepoint]
+pub fn hold_write(ctx: TracePointContext) -> u32 {
+    entered(&ctx)
+}
+
+#[tracepoint]
+pub fn hold_writev(ctx: TracePointContext) -> u32 {
+    entered(&ctx)
+}
+
+#[tracepoint]
+pub fn hold_sendto(ctx: TracePointContext) -> u32 {
+    entered(&ctx)
+}
+
+#[tracepoint]
+pub fn hold_sendmsg(ctx: TracePointContext) -> u32 {
+    entered(&ctx)
+}
+
+/// The entry of a send: the descriptor is the first word behind the call's number, at 16 in the record (checked against the
+/// kernel's `format` file).
+#[inline(always)]
+fn entered(ctx: &TracePointContext) -> u32 {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(target) = TARGETS.get_ptr(tgid) else {
+        return 0;
+    };
+    // SAFETY: it is a map value.
+    let (ruling, slot) = unsafe { ((*target).verdict, (*target).slot) };
+    if ruling != verdict::REJECTED {
+        return 0;
+    }
+    // SAFETY: the record holds the call's arguments; the verifier checks the access.
+    let fd = unsafe { ctx.as_ptr().cast::<u64>().add(2).read() as u32 };
+    let Some(tracked) = CONNECTIONS.get_ptr(ConnKey { tgid, fd }) else {
+        return 0;
+    };
+    // SAFETY: it is a map value.
+    let tracked: &Tracked = unsafe { &*tracked };
+    if tracked.gated.get() != 0 {
+        return 0;
+    }
+    let Some(slot) = SLOTS.get_ptr_mut(slot) else {
+        return 0;
+    };
+    begin(tracked);
+    // SAFETY: the pointers lead into the slot, which is a map value.
+    let hold = unsafe { &raw const (*slot).hold };
+    for _ in 0..ROUNDS {
+        // SAFETY: as above.
+        if unsafe { hold.read_volatile() } == 0 {
+            return 0;
+        }
+        // SAFETY: the helper takes nothing and returns a number; it is called for the time it takes.
+        unsafe { bpf_ktime_get_boot_ns() };
+    }
+    broken(slot);
+    0
+}
+
+/// Marks the send as begun, with a full barrier before the mark of the hold is read: the agent sets that mark, and then reads
+/// this one.
+#[inline(always)]
+fn begin(tracked: &Tracked) {
+    let mut one = 1u64;
+    // SAFETY: the operand is a word of a map value, 8 bytes aligned; the instruction (5.12) is an exchange.
+    unsafe {
+        asm!(
+            "{0} = xchg_64({1} + 0, {0})",
+            inout(reg) one,
+            in(reg) core::ptr::from_ref(&tracked.sending)
+        );
+    }
+    let _ = one;
+}
+
+/// The agent took longer than a send may be held.
+#[inline(always)]
+fn broken(slot: *mut Slot) {
+    // SAFETY: the pointer leads into the slot, which is a map value.
+    unsafe { (&raw mut (*slot).broken).write_volatile(1) };
+}

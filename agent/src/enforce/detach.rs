@@ -1,0 +1,97 @@
+//! `pendguard detach`: takes everything out of the kernel that can safely be taken.
+//!
+//! First nothing is rejected any more; then taps and hooks go. The map of a gate with sockets in it has to stay: with
+//! it the kernel would throw away what they have queued. It goes with a later `detach`, or with an agent that runs, once
+//! the connections have closed.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use super::old::Old;
+use super::pins::{self, PinError};
+
+/// What keeps a gate's sockets where they are: its map, and the program that it continues in.
+const KEPT: [&str; 2] = ["map_GATE", "map_GATES"];
+
+/// What was done with one directory of pins.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Detached {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Whether it is gone.
+    pub removed: bool,
+    /// Connections that are still behind the gate. They pass it untouched.
+    pub connections: usize,
+    /// Why it isn't gone.
+    pub reason: Option<String>,
+}
+
+/// Detaches everything below `root`. An agent that runs is an error.
+pub fn all(root: &Path) -> Result<Vec<Detached>, PinError> {
+    if !root.is_dir() {
+        return Ok(Vec::new());
+    }
+    let _lock = pins::lock(root)?;
+    let failed = |e: std::io::Error| PinError::Pin {
+        path: root.to_owned(),
+        reason: e.to_string(),
+    };
+    let done: Vec<_> = pins::generations(root)
+        .map_err(failed)?
+        .into_iter()
+        .map(one)
+        .collect();
+    // Only where it is empty; anything else in it isn't ours.
+    let _ = std::fs::remove_dir(root);
+    Ok(done)
+}
+
+fn one(directory: PathBuf) -> Detached {
+    let mut connections = 0;
+    let result = (|| {
+        let old = Old::open(&directory)?;
+        old.end();
+        connections = old.sockets();
+        drop(old);
+        if connections == 0 {
+            return pins::remove(&directory);
+        }
+        for prefix in ["link_", "prog_", "map_"] {
+            pins::remove_files(&directory, |name| name.starts_with(prefix) && !KEPT.contains(&name))?;
+        }
+        Ok(())
+    })();
+    // What is left of an earlier `detach`, or was never whole, has no map that could be read but the gate's.
+    let result = result.or_else(|e: std::io::Error| rest(&directory, &mut connections).map_err(|_| e));
+    let reason = match &result {
+        Err(e) => Some(e.to_string()),
+        Ok(()) if connections > 0 => Some(format!(
+            "{connections} connections are behind the gate; they pass it untouched, and taking it away would lose what they have \
+             queued; run this again when they have closed"
+        )),
+        Ok(()) => None,
+    };
+    Detached {
+        removed: !directory.exists(),
+        directory,
+        connections,
+        reason,
+    }
+}
+
+/// Removes a directory in which only a gate is left, if nothing is behind it.
+fn rest(directory: &Path, connections: &mut usize) -> std::io::Result<()> {
+    let gate = directory.join(KEPT[0]);
+    if gate.exists() {
+        let map = aya::maps::MapData::from_pin(&gate)
+            .and_then(aya::maps::Map::from_map_data)
+            .map_err(std::io::Error::other)?;
+        let sockets: aya::maps::SockHash<_, u64> =
+            aya::maps::SockHash::try_from(map).map_err(std::io::Error::other)?;
+        *connections = sockets.keys().flatten().count();
+        if *connections > 0 {
+            return Ok(());
+        }
+    }
+    pins::remove(directory)
+}

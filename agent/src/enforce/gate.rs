@@ -1,0 +1,411 @@
+//! Puts the gate before connections.
+//!
+//! A socket joins the gate once, and stays until it closes: taking a live one out would throw away what it has queued. It
+//! joins only while nothing is under way to it. For some microseconds the process's sends are held at their entry
+//! (`hold` in agent-ebpf), none had begun before, and the source has read everything; otherwise the join is tried again
+//! later, and until then calls are admitted and counted with the reason.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use agent_common::abi::{ConnKey, Failure, Gated, Slot, Target, gate as state, tracked, verdict};
+use agent_common::h2::track::status;
+use aya::maps::{HashMap, MapData, SockHash};
+use rustix::fs::OFlags;
+use rustix::net::sockopt;
+
+use super::peer::{self, Process, Transport};
+use crate::tap::counters::MappedArray;
+use crate::tap::{Connections, Targets};
+
+/// Bytes of a gated connection's state.
+pub const GATED: usize = size_of::<Gated>();
+/// Waits before the second try and on; the last one goes on for as long as the connection lives.
+const WAITS: [Duration; 13] = [
+    Duration::from_millis(1),
+    Duration::from_millis(1),
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(3),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
+/// What may pass between the hold's beginning and the insertion; a send is held no shorter.
+const HOLD: Duration = Duration::from_micros(60);
+/// `BPF_NOEXIST`.
+const NEW_ONLY: u64 = 1;
+
+/// A process whose connections are to be joined.
+struct Waiting {
+    tries: usize,
+    next: Instant,
+}
+
+/// The gate, as user space sees it.
+pub struct Gate {
+    sockets: SockHash<MapData, u64>,
+    gated: HashMap<MapData, u64, [u8; GATED]>,
+    obstacles: HashMap<MapData, ConnKey, u32>,
+    waiting: BTreeMap<u32, Waiting>,
+}
+
+/// The tap's maps that a join looks at.
+pub struct View<'a> {
+    /// Watched processes.
+    pub targets: &'a Targets,
+    /// Tracked connections.
+    pub connections: &'a Connections,
+    /// Counters, with the mark of the hold.
+    pub slots: &'a MappedArray<Slot>,
+}
+
+/// A connection of the process that isn't gated.
+struct Open {
+    key: ConnKey,
+    socket: OwnedFd,
+    cookie: u64,
+}
+
+impl Gate {
+    /// A gate of these maps.
+    pub fn new(
+        sockets: SockHash<MapData, u64>,
+        gated: HashMap<MapData, u64, [u8; GATED]>,
+        obstacles: HashMap<MapData, ConnKey, u32>,
+    ) -> Self {
+        Self {
+            sockets,
+            gated,
+            obstacles,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Connections of `pid` are to be joined: one has begun, or its calls are to be rejected from now on.
+    pub fn want(&mut self, pid: u32) {
+        let next = Instant::now();
+        self.waiting.insert(pid, Waiting { tries: 0, next });
+    }
+
+    /// When something is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.waiting.values().map(|waiting| waiting.next).min()
+    }
+
+    /// Tries what is due.
+    pub fn work(&mut self, view: &View<'_>) {
+        let now = Instant::now();
+        let due: Vec<u32> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.next <= now)
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in due {
+            let done = match self.join(pid, view) {
+                Ok(done) => done,
+                Err(error) => {
+                    // It ends, or may not be looked at.
+                    tracing::debug!(pid, "not joined: {error}");
+                    !crate::discovery::proc::runs(pid)
+                }
+            };
+            if done {
+                self.waiting.remove(&pid);
+            } else if let Some(waiting) = self.waiting.get_mut(&pid) {
+                waiting.next = Instant::now() + WAITS[waiting.tries.min(WAITS.len() - 1)];
+                waiting.tries += 1;
+            }
+        }
+    }
+
+    /// Joins the connections of a process. `true`: nothing is left to be tried.
+    fn join(&mut self, pid: u32, view: &View<'_>) -> io::Result<bool> {
+        let target = match view.targets.get(&pid, 0) {
+            Ok(target) if target.verdict == verdict::REJECTED => target,
+            _ => return Ok(true),
+        };
+        let process = Process::open(pid)?;
+        let (open, gated, mut unready) = self.open(&process, pid, &target, view);
+        let Some(first) = open.first() else {
+            return Ok(!unready);
+        };
+        let ends: Vec<(u64, OwnedFd)> = peer::accepted(pid, &first.socket)?
+            .into_iter()
+            .filter_map(|end| Some((sockopt::socket_cookie(&end).ok()?, end)))
+            .collect();
+        let joined: HashSet<u64> = self.sockets.keys().flatten().collect();
+        // An end more than there are connections that are followed: the hold would not hold its sender.
+        let unclear = ends.is_empty() || ends.len() > open.len() + gated;
+        let ends: Vec<_> = ends
+            .into_iter()
+            .filter(|(c, _)| !joined.contains(c))
+            .collect();
+        let obstacle = if unclear {
+            Some(Failure::NoPeer)
+        } else if ends.iter().any(|(_, end)| !is_nonblocking(end)) {
+            Some(Failure::Blocking)
+        } else {
+            self.insert(&open, &ends, &target, view)
+        };
+        match obstacle {
+            None => {
+                for connection in &open {
+                    let _ = self.obstacles.remove(&connection.key);
+                }
+            }
+            Some(why) => {
+                unready |= why != Failure::Blocking;
+                for connection in &open {
+                    let _ = self.obstacles.insert(connection.key, why as u32, 0);
+                }
+            }
+        }
+        Ok(!unready)
+    }
+
+    /// The process's connections that could be joined, how many are already, and whether there are some that can't be yet.
+    fn open(
+        &mut self,
+        process: &Process,
+        pid: u32,
+        target: &Target,
+        view: &View<'_>,
+    ) -> (Vec<Open>, usize, bool) {
+        let mut open = Vec::new();
+        let mut gated = 0;
+        let mut unready = false;
+        for key in view
+            .connections
+            .keys()
+            .flatten()
+            .filter(|key| key.tgid == pid)
+        {
+            let Ok(bytes) = view.connections.get(&key, 0) else {
+                continue;
+            };
+            if epoch(&bytes) != target.epoch {
+                continue;
+            }
+            if word32(&bytes, tracked::GATED) != 0 {
+                gated += 1;
+                continue;
+            }
+            if word32(&bytes, tracked::STATUS) != status::SYNCED {
+                // TLS, or lost; it may be joined later.
+                unready |= word32(&bytes, tracked::STATUS) == status::UNSYNCED;
+                continue;
+            }
+            let Ok(socket) = process.descriptor(key.fd) else {
+                continue;
+            };
+            match peer::transport(&socket) {
+                Ok(Transport::Unix) => {}
+                Ok(Transport::Other) => {
+                    let _ = self.obstacles.insert(key, Failure::Tcp as u32, 0);
+                    continue;
+                }
+                Err(_) => continue,
+            }
+            let Ok(cookie) = sockopt::socket_cookie(&socket) else {
+                continue;
+            };
+            // Joined, and waiting for its next send.
+            if self.gated.get(&cookie, 0).is_ok() {
+                gated += 1;
+                continue;
+            }
+            open.push(Open {
+                key,
+                socket,
+                cookie,
+            });
+        }
+        (open, gated, unready)
+    }
+
+    /// Puts the gate before the source's ends, while the process's sends are held. Returns why not.
+    fn insert(
+        &mut self,
+        open: &[Open],
+        ends: &[(u64, OwnedFd)],
+        target: &Target,
+        view: &View<'_>,
+    ) -> Option<Failure> {
+        let (Some(hold), Some(broken)) = (
+            view.slots.atomic(target.slot, offset_of!(Slot, hold)),
+            view.slots.atomic(target.slot, offset_of!(Slot, broken)),
+        ) else {
+            return Some(Failure::Refused);
+        };
+        if target.slot == 0 {
+            // Without a slot of its own, nothing holds it.
+            return Some(Failure::Full);
+        }
+        broken.store(0, Ordering::Relaxed);
+        let begun = Instant::now();
+        hold.store(1, Ordering::SeqCst);
+        // A send that begins from here on sees the mark; one that began before is seen below.
+        fence(Ordering::SeqCst);
+        let result = self.insert_held(open, ends, target, view, begun);
+        hold.store(0, Ordering::SeqCst);
+        if broken.load(Ordering::SeqCst) != 0 {
+            tracing::warn!(
+                pid = open[0].key.tgid,
+                "a send could not be held while the gate joined its connection; nothing of it will be rejected"
+            );
+            for connection in open {
+                let _ = self.gated.remove(&connection.cookie);
+            }
+            return Some(Failure::Busy);
+        }
+        result
+    }
+
+    fn insert_held(
+        &mut self,
+        open: &[Open],
+        ends: &[(u64, OwnedFd)],
+        target: &Target,
+        view: &View<'_>,
+        begun: Instant,
+    ) -> Option<Failure> {
+        let mut sent = Vec::with_capacity(open.len());
+        for connection in open {
+            let bytes = view.connections.get(&connection.key, 0).ok()?;
+            if word64(&bytes, tracked::SENDING) != 0
+                || word32(&bytes, tracked::STATUS) != status::SYNCED
+                || epoch(&bytes) != target.epoch
+            {
+                return Some(Failure::Busy);
+            }
+            sent.push(word64(&bytes, tracked::SENT));
+        }
+        for (_, end) in ends {
+            if !rustix::io::ioctl_fionread(end).is_ok_and(|waiting| waiting == 0) {
+                return Some(Failure::Busy);
+            }
+        }
+        for (connection, sent) in open.iter().zip(sent) {
+            let value = joining(connection.key, target.generation, sent);
+            if self
+                .gated
+                .insert(connection.cookie, value, NEW_ONLY)
+                .is_err()
+            {
+                return Some(Failure::Full);
+            }
+        }
+        for (cookie, end) in ends {
+            if begun.elapsed() > HOLD {
+                return self.back_out(open, Failure::Busy);
+            }
+            if let Err(error) = self.sockets.insert(*cookie, Raw(end), NEW_ONLY) {
+                tracing::warn!("the kernel refuses a socket of the source: {error}");
+                return self.back_out(open, Failure::Refused);
+            }
+        }
+        None
+    }
+
+    /// Some end was not joined: what was joined lets everything pass.
+    fn back_out(&mut self, open: &[Open], why: Failure) -> Option<Failure> {
+        for connection in open {
+            let _ = self.gated.remove(&connection.cookie);
+        }
+        Some(why)
+    }
+
+    /// Forgets connections that are gone.
+    pub fn sweep(&mut self, view: &View<'_>) {
+        let cookies: Vec<u64> = self.gated.keys().flatten().collect();
+        for cookie in cookies {
+            let Ok(bytes) = self.gated.get(&cookie, 0) else {
+                continue;
+            };
+            let key = ConnKey {
+                tgid: word32(&bytes, offset_of!(Gated, key)),
+                fd: word32(&bytes, offset_of!(Gated, key) + offset_of!(ConnKey, fd)),
+            };
+            let generation = word64(&bytes, offset_of!(Gated, generation));
+            let lives = view
+                .targets
+                .get(&key.tgid, 0)
+                .is_ok_and(|target| target.generation == generation)
+                && view.connections.get(&key, 0).is_ok();
+            if !lives {
+                let _ = self.gated.remove(&cookie);
+            }
+        }
+        let gone: Vec<ConnKey> = self
+            .obstacles
+            .keys()
+            .flatten()
+            .filter(|key| view.connections.get(key, 0).is_err())
+            .collect();
+        for key in gone {
+            let _ = self.obstacles.remove(&key);
+        }
+    }
+
+    /// Sockets that the gate stands before.
+    pub fn sockets(&self) -> usize {
+        self.sockets.keys().flatten().count()
+    }
+}
+
+/// The state of a connection that the gate is to follow from the tap's state on.
+fn joining(key: ConnKey, generation: u64, sent: u64) -> [u8; GATED] {
+    const { assert!(state::JOINING == 0, "all the rest is zero") };
+    let mut bytes = [0; GATED];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(offset_of!(Gated, key), &key.tgid.to_ne_bytes());
+    put(
+        offset_of!(Gated, key) + offset_of!(ConnKey, fd),
+        &key.fd.to_ne_bytes(),
+    );
+    put(offset_of!(Gated, generation), &generation.to_ne_bytes());
+    put(offset_of!(Gated, joined_at), &sent.to_ne_bytes());
+    bytes
+}
+
+/// Whether reads of it never wait (the flag belongs to the open file, so a duplicate tells). On a socket in a socket map a
+/// read that waits ends with a spurious EAGAIN.
+fn is_nonblocking(socket: &OwnedFd) -> bool {
+    rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
+}
+
+fn epoch(bytes: &[u8]) -> u64 {
+    word64(bytes, offset_of!(agent_common::abi::Tracked, epoch))
+}
+
+fn word32(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_ne_bytes(word)
+}
+
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
+}
+
+/// What aya wants of a socket.
+struct Raw<'a>(&'a OwnedFd);
+
+impl AsRawFd for Raw<'_> {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.0.as_raw_fd()
+    }
+}

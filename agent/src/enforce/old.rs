@@ -1,0 +1,131 @@
+//! What an agent of another build left pinned: its gate serves the connections before which it stands until they close.
+//!
+//! Only layouts that are frozen are read ([`agent_common::abi`]): which processes, what of them is to be rejected, their
+//! counters, the lease. The other build's tap is taken away: this build's has taken over, and a gate needs none.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use agent_common::abi::{Control, MAX_SLOTS, Slot, Target};
+use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
+
+use super::pins::{self, Pins};
+use crate::tap::counters::MappedArray;
+
+/// One of them.
+pub struct Old {
+    directory: PathBuf,
+    targets: HashMap<MapData, u32, Target>,
+    slots: MappedArray<Slot>,
+    /// Its lease.
+    pub control: MappedArray<Control>,
+    sockets: SockHash<MapData, u64>,
+}
+
+/// All that there are. What can't be read is left alone, and said; what nothing is behind is removed.
+pub fn all(pins: &Pins) -> Vec<Old> {
+    let directories = match pins.others() {
+        Ok(directories) => directories,
+        Err(e) => {
+            tracing::warn!("the pin directory can't be read: {e}");
+            return Vec::new();
+        }
+    };
+    let mut found = Vec::new();
+    for directory in directories {
+        match Old::open(&directory) {
+            Ok(old) if old.sockets() > 0 => found.push(old),
+            Ok(old) => old.remove(),
+            Err(e) => tracing::warn!(
+                directory = %directory.display(),
+                "left alone: another build's pins that can't be read: {e}"
+            ),
+        }
+    }
+    found
+}
+
+impl Old {
+    /// Opens what is pinned there.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let map = |name| {
+            MapData::from_pin(directory.join(pins::map(name)))
+                .and_then(Map::from_map_data)
+                .map_err(other)
+        };
+        Ok(Self {
+            targets: HashMap::try_from(map("TARGETS")?).map_err(other)?,
+            slots: MappedArray::new(map("SLOTS")?, MAX_SLOTS)?,
+            control: MappedArray::new(map("CONTROL")?, 1)?,
+            sockets: SockHash::try_from(map("GATE")?).map_err(other)?,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Where it is pinned.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Sockets that its gate stands before.
+    pub fn sockets(&self) -> usize {
+        self.sockets.keys().flatten().count()
+    }
+
+    /// Takes its tap away, now that there is another one.
+    pub fn hand_over(&self) {
+        if let Some(draining) = self.control.atomic(0, offset_of!(Control, draining)) {
+            draining.store(1, Ordering::Relaxed);
+        }
+        if let Err(e) = pins::remove_files(&self.directory, |name| name.starts_with("link_")) {
+            tracing::warn!(directory = %self.directory.display(), "another build's tap goes on: {e}");
+        }
+    }
+
+    /// Ends what it enforces.
+    pub fn end(&self) {
+        if let Some(lease) = self.control.atomic(0, offset_of!(Control, lease)) {
+            lease.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.targets.keys().flatten().collect()
+    }
+
+    /// What it counted for a process.
+    pub fn slot(&self, pid: u32) -> Option<Slot> {
+        let target = self.targets.get(&pid, 0).ok()?;
+        (target.slot != 0).then(|| self.slots.get(target.slot)).flatten()
+    }
+
+    /// Sets what a process's calls count as.
+    pub fn rule(&mut self, pid: u32, verdict: u32) {
+        if let Ok(target) = self.targets.get(&pid, 0)
+            && target.verdict != verdict
+        {
+            let _ = self.targets.insert(pid, Target { verdict, ..target }, 0);
+        }
+    }
+
+    /// A process has ended.
+    pub fn forget(&mut self, pid: u32) {
+        let _ = self.targets.remove(&pid);
+    }
+
+    /// Removes its pins: nothing is behind its gate any more.
+    pub fn remove(&self) {
+        match pins::remove(&self.directory) {
+            Ok(()) => tracing::info!(directory = %self.directory.display(), "another build's pins removed"),
+            Err(e) => tracing::warn!(directory = %self.directory.display(), "not removed: {e}"),
+        }
+    }
+}
+
+fn other(error: MapError) -> io::Error {
+    io::Error::other(crate::errors::chain(&error))
+}

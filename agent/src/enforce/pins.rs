@@ -1,0 +1,296 @@
+//! What stays in the kernel when the agent goes: maps, programs and links, as files of a bpffs.
+//!
+//! `<pin-dir>/v<layout>-<build>/` holds everything of one build with one set of watched methods. An agent that finds its own takes
+//! it over as it runs. Those of other builds serve the connections that they have until these close ([`super::old`]).
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use agent_common::abi;
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::mount::{MountFlags, mount};
+
+/// `BPF_FS_MAGIC`.
+const BPFFS: i64 = 0xcafe_4a11;
+/// Where bpffs belongs.
+const HOME: &str = "/sys/fs/bpf";
+/// The initial mount namespace, where the kernel gives it a fixed number (6.17); elsewhere it is that of process 1.
+const INITIAL_MOUNT_NAMESPACE: &str = "mnt:[4026531832]";
+/// Of a directory that is being filled: what is in it enforces nothing yet.
+const UNFINISHED: &str = "new-";
+
+/// Why nothing can be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The directory isn't on a bpffs.
+    #[error(
+        "{path} is not on a bpffs, where alone enforcement can outlive the agent: {reason}"
+    )]
+    NoBpffs {
+        /// The pin directory.
+        path: PathBuf,
+        /// Why it was not mounted, and what to do.
+        reason: String,
+    },
+    /// Another agent.
+    #[error("another agent, pid {pid}, uses {path}; stop it first")]
+    Taken {
+        /// The pin directory.
+        path: PathBuf,
+        /// Its pid, or a question mark.
+        pid: String,
+    },
+    /// A file.
+    #[error("{path}: {reason}")]
+    Pin {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+impl PinError {
+    fn at(path: &Path, error: &io::Error) -> Self {
+        Self::Pin {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// The name of a map's file.
+pub fn map(name: &str) -> String {
+    format!("map_{name}")
+}
+
+/// The name of a program's file.
+pub fn program(name: &str) -> String {
+    format!("prog_{name}")
+}
+
+/// The name of a link's file.
+pub fn link(name: &str) -> String {
+    format!("link_{name}")
+}
+
+/// The pin directory, which no other agent uses as long as this lives.
+pub struct Pins {
+    root: PathBuf,
+    current: PathBuf,
+    _lock: File,
+}
+
+impl Pins {
+    /// Takes the pin directory for the programs of this build with these watched methods. A bpffs is mounted if it must be
+    /// and may be.
+    pub fn take(root: &Path, object: &[u8], methods: &[String]) -> Result<Self, PinError> {
+        if !is_bpffs(root) {
+            mount_bpffs(root)?;
+        }
+        fs::create_dir_all(root).map_err(|e| PinError::at(root, &e))?;
+        let lock = lock(root)?;
+        let mut hasher = DefaultHasher::new();
+        object.hash(&mut hasher);
+        methods.hash(&mut hasher);
+        let name = format!("v{}-{:016x}", abi::VERSION, hasher.finish());
+        Ok(Self {
+            root: root.to_owned(),
+            current: root.join(name),
+            _lock: lock,
+        })
+    }
+
+    /// Where an agent of this build left what it pinned, if it did.
+    pub fn found(&self) -> Option<&Path> {
+        self.current.exists().then_some(&self.current)
+    }
+
+    /// What other builds left.
+    pub fn others(&self) -> io::Result<Vec<PathBuf>> {
+        let mut others = generations(&self.root)?;
+        others.retain(|path| *path != self.current);
+        Ok(others)
+    }
+
+    /// Pins by `pin`, which is given an empty directory: all of it or nothing.
+    pub fn fill<T>(
+        &self,
+        pin: impl FnOnce(&Path) -> Result<T, PinError>,
+    ) -> Result<T, PinError> {
+        let name = self.current.file_name().unwrap_or_default().to_string_lossy();
+        let unfinished = self.root.join(format!("{UNFINISHED}{name}"));
+        // What an agent left that was killed at this point.
+        remove(&unfinished).map_err(|e| PinError::at(&unfinished, &e))?;
+        fs::create_dir(&unfinished).map_err(|e| PinError::at(&unfinished, &e))?;
+        let result = pin(&unfinished);
+        let result = result.and_then(|value| {
+            fs::rename(&unfinished, &self.current)
+                .map(|()| value)
+                .map_err(|e| PinError::at(&self.current, &e))
+        });
+        if result.is_err() {
+            let _ = remove(&unfinished);
+        }
+        result
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // Only where it is empty.
+        let _ = fs::remove_dir(&self.root);
+    }
+}
+
+/// Takes the lock of the pin directory; it ends with its process.
+pub fn lock(root: &Path) -> Result<File, PinError> {
+    let directory = File::open(root).map_err(|e| PinError::at(root, &e))?;
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(directory),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(PinError::Taken {
+            path: root.to_owned(),
+            pid: holder(&directory).unwrap_or_else(|| "?".to_owned()),
+        }),
+        Err(e) => Err(PinError::at(root, &e.into())),
+    }
+}
+
+/// The process that holds a lock, from `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 00:1f:1234 0 EOF`.
+fn holder(file: &File) -> Option<String> {
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let of = words.get(5)?.rsplit(':').next()?;
+        (words.get(1) == Some(&"FLOCK") && of == inode).then(|| (*words.get(4)?).to_owned().into())?
+    })
+}
+
+/// The directories of all builds, finished or not.
+pub fn generations(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = |name: &str| name.starts_with('v') || name.starts_with(UNFINISHED);
+        if name.to_str().is_some_and(ours) && entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes a directory of pins, links first; no error if there is none.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    for prefix in ["link_", "prog_", ""] {
+        remove_files(directory, |name| name.starts_with(prefix))?;
+    }
+    match fs::remove_dir(directory) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the pins that are so named.
+pub fn remove_files(directory: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(&which) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether `path`, or what of it exists, is on a bpffs.
+pub fn is_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find(|path| path.exists())
+        .and_then(|path| statfs(path).ok())
+        .is_some_and(|found| found.f_type == BPFFS)
+}
+
+/// Mounts a bpffs where it belongs, on a host. In a container it would be gone with it, so there it is an error.
+fn mount_bpffs(root: &Path) -> Result<(), PinError> {
+    let refused = |reason: String| PinError::NoBpffs {
+        path: root.to_owned(),
+        reason,
+    };
+    if let Some(why) = not_mountable(root) {
+        return Err(refused(why));
+    }
+    mount("bpf", HOME, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
+        .map_err(|e| refused(format!("mounting one on {HOME} failed: {e}")))?;
+    tracing::info!("mounted a bpffs on {HOME}");
+    Ok(())
+}
+
+/// Why the agent would not mount a bpffs for this pin directory; `None`: it would try.
+pub fn not_mountable(root: &Path) -> Option<String> {
+    if !root.starts_with(HOME) || !Path::new(HOME).is_dir() {
+        return Some(format!("mount one there, or use a directory below {HOME}"));
+    }
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let mine = namespace("self");
+    let initial = mine.as_deref() == Some(Path::new(INITIAL_MOUNT_NAMESPACE));
+    if !initial && (mine.is_none() || mine != namespace("1")) {
+        return Some(format!("mount the host's {HOME} into the container"));
+    }
+    None
+}
+
+/// Pins an object of the kernel's.
+pub fn pin(object: &OwnedFd, path: &Path) -> Result<(), PinError> {
+    let text = terminated(path);
+    // SAFETY: it is a plain C union of integers for which all zero is a value.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = text.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map_err(|e| PinError::at(path, &e))?;
+    Ok(())
+}
+
+/// Opens a pinned object.
+pub fn open(path: &Path) -> io::Result<OwnedFd> {
+    let text = terminated(path);
+    // SAFETY: as in `pin`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = text.as_ptr() as u64;
+    let fd = call(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the call made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn terminated(path: &Path) -> Vec<u8> {
+    let mut text = path.as_os_str().as_bytes().to_vec();
+    text.push(0);
+    text
+}
+
+fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is a whole `bpf_attr`, and what it points to is terminated and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}
