@@ -70,16 +70,19 @@ async fn partial_and_refused_sends() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     let pod = Pod::mono_vertex("partial", "1");
     let mut raw = Raw::start(pod.numa()).await?;
+    let requests = amount(200, 60);
     let mut expected = 0;
     let (mut partial, mut refused) = (0, 0);
     for kind in ["unix 4096", "tcp 4096"] {
         for (seed, call) in CALLS.into_iter().enumerate() {
             let fd = raw.connection(kind).await?;
-            let answer = raw.run(&format!("pump {fd} {call} 1 200 {seed}")).await?;
+            let answer = raw
+                .run(&format!("pump {fd} {call} 1 {requests} {seed}"))
+                .await?;
             let mut numbers = answer.split_whitespace().map(str::parse::<u64>);
             partial += numbers.next().transpose()?.unwrap_or(0);
             refused += numbers.next().transpose()?.unwrap_or(0);
-            expected += 200;
+            expected += requests;
             let scrape = agent.scrape().await?;
             let seen = scrape.pending(&pod.name, "would_reject");
             ensure!(
