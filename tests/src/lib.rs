@@ -19,5 +19,6 @@ pub mod protocol;
 pub mod raw;
 pub mod record;
 pub mod replica;
+pub mod scale;
 pub mod source;
 pub mod wait;
