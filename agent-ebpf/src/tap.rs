@@ -169,6 +169,7 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
     }
     s.gated.set(tracked.gated.get());
     let ended = walk(s, c, true);
+    flush(s);
     if ended == MORE {
         // SAFETY: as in `sent`. It returns only when 33 calls were made.
         unsafe { WALKS.tail_call(&ctx, walks::FOLLOW) };
@@ -278,15 +279,13 @@ fn begin(s: &Scratch) -> bool {
             }
             Begin::Ignore => return false,
         });
-    for found in &s.found {
-        found.set(0);
-    }
+    unfind(s);
     s.gated.set(0);
     true
 }
 
-/// Passes up to [`STEPS`] tokens. Requests count at once where the connection is in sync; otherwise they may turn
-/// out to be none.
+/// Passes up to [`STEPS`] tokens and notes the requests among them: [`flush`] counts them. (Counting them in the loop, the verifier
+/// would walk that once a step.)
 #[inline(always)]
 fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
@@ -311,7 +310,6 @@ fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
                     return UNREADABLE;
                 }
             }
-            Outcome::Request if in_sync => count(s, c.path.get(), 1),
             Outcome::Request => {
                 let found = &s.found[class_index(c.path.get())];
                 found.set(found.get() + 1);
@@ -339,6 +337,7 @@ fn end(s: &Scratch, ended: u32) {
     };
     if ended == MORE || ended == UNREADABLE {
         if begun == Begin::Join {
+            unfind(s);
             return;
         }
         unparsed(reason(ended));
@@ -357,21 +356,40 @@ fn end(s: &Scratch, ended: u32) {
                     settle(s, status::NEW);
                     let _ = CONNECTIONS.remove(s.key);
                 }
+                unfind(s);
                 return;
             }
         }
     }
-    for path in 0..MAX_PATHS as u32 {
-        let n = s.found[class_index(walk::WATCHED + path)].get();
-        if n != 0 {
-            count(s, walk::WATCHED + path, n);
-        }
-    }
-    let n = s.found[class_index(walk::UNRESOLVED)].get();
-    if n != 0 {
-        count(s, walk::UNRESOLVED, n);
-    }
+    flush(s);
     keep(s);
+}
+
+/// Forgets the requests that were noted: they were none.
+#[inline(always)]
+fn unfind(s: &Scratch) {
+    for found in &s.found {
+        found.set(0);
+    }
+}
+
+/// Counts the requests that were noted.
+#[inline(always)]
+fn flush(s: &Scratch) {
+    for path in 0..MAX_PATHS as u32 {
+        flush_one(s, walk::WATCHED + path);
+    }
+    flush_one(s, walk::UNRESOLVED);
+}
+
+#[inline(always)]
+fn flush_one(s: &Scratch, class: u32) {
+    let found = &s.found[class_index(class)];
+    let n = found.get();
+    if n != 0 {
+        found.set(0);
+        count(s, class, n);
+    }
 }
 
 /// Adds `n` requests of a class to the process's counters, unless the gate counts them.
