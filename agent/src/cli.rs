@@ -189,11 +189,12 @@ pub struct ModeArgs {
 /// How calls are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Enforcer {
-    /// The best that this node allows: rewrite, else gate
+    /// The best that there is: in this version, gate
     Auto,
-    /// In the sender's buffer, before the kernel copies it
+    /// Not in this version.
+    #[value(hide = true)]
     Rewrite,
-    /// On the source's socket, as it receives
+    /// Before the source's Unix socket, as it receives (Linux 5.15)
     Gate,
 }
 
@@ -210,9 +211,10 @@ pub enum Answer {
 /// How sends are observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tap {
-    /// The best that this node allows: fentry, else tracepoints
+    /// The best that there is: in this version, tracepoints
     Auto,
-    /// The functions of the system calls
+    /// Not in this version.
+    #[value(hide = true)]
     Fentry,
     /// The tracepoints of the system calls (Linux 5.15)
     Tracepoint,
@@ -274,6 +276,10 @@ impl Origin {
 pub struct Origins {
     /// Of `--mode`.
     pub mode: Origin,
+    /// Of `--tap`.
+    pub tap: Origin,
+    /// Of `--enforcer`.
+    pub enforcer: Origin,
     /// Of `--answer`.
     pub answer: Origin,
     /// Of `--discover`.
@@ -316,6 +322,8 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Cli, Stop> {
     if let (Command::Run(run), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
         run.origins = Origins {
             mode: Origin::of(matches, "mode"),
+            tap: Origin::of(matches, "tap"),
+            enforcer: Origin::of(matches, "enforcer"),
             answer: Origin::of(matches, "answer"),
             discover: Origin::of(matches, "discover"),
         };
