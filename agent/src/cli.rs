@@ -62,7 +62,7 @@ pub enum Command {
     ///
     /// Changes nothing, and needs no running agent. Exit status: 0 if audit and enforcement are possible, 1 if only audit
     /// is, 2 if neither is.
-    Doctor(ReportArgs),
+    Doctor(DoctorArgs),
     /// Set the mode at run time: of the node, or of some of its replicas
     ///
     /// Without --namespace and --pod it is for every replica, wins over the rules of the configuration file, and replaces
@@ -164,6 +164,18 @@ pub struct ReportArgs {
     /// Unix socket of the agent's gRPC API; at most 107 octets
     #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
     pub api_socket: PathBuf,
+}
+
+/// Flags of `pendguard doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Directory in which `pendguard run` would pin enforcement; an absolute path
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_PIN_DIR", default_value = PIN_DIR, value_parser = pin_dir)]
+    pub pin_dir: PathBuf,
+
+    /// What it shares with the verbs that report.
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 /// Flags of `pendguard mode`.

@@ -79,7 +79,10 @@ fn bad_flags_are_64_and_named() {
         (&["run", "--nothing"], "--nothing"),
         (&["run", "--mode", "loud"], "--mode"),
         (&["run", "--answer", "quiet"], "--answer quiet"),
-        (&["run", "--tap", "fentry"], "--tap fentry: not in this version"),
+        (
+            &["run", "--tap", "fentry"],
+            "--tap fentry: not in this version",
+        ),
         (
             &["run", "--enforcer", "rewrite"],
             "--enforcer rewrite: not in this version",
@@ -266,17 +269,20 @@ fn doctor_answers_everywhere() {
     let socket = directory.path().join("api.sock");
     let json = run(pendguard(&["doctor", "--json", "--api-socket"]).arg(&socket));
     let report: serde_json::Value = serde_json::from_str(&json.out).expect(&json.out);
-    // This version has no enforcement, so never 0.
-    assert!([1, 2].contains(&json.status), "{}", json.out);
+    assert!([0, 1, 2].contains(&json.status), "{}", json.out);
     assert_eq!(report["exit_status"], json.status);
-    assert_eq!(report["enforcement"]["outcome"], "not_supported");
+    assert_eq!(
+        report["enforcement"]["outcome"] == "supported",
+        json.status == 0
+    );
+    assert_eq!(report["enforcer"] == "gate", json.status == 0);
     assert_eq!(report["agent"]["running"], false);
     let people = run(pendguard(&["doctor", "--api-socket"]).arg(&socket));
     assert_eq!(people.status, json.status);
     assert!(
         people
             .out
-            .contains("enforcement  not supported: not in this version"),
+            .contains("not used     enforcer rewrite: not in this version\n"),
         "{}",
         people.out
     );
