@@ -518,7 +518,8 @@ fn net_admin(facts: &Facts) -> Check {
     for_enforcement(
         "cap_net_admin",
         found,
-        "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability.",
+        "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability. The map is made with \
+         the others: without CAP_SYS_ADMIN too, there is no audit either (tap_programs).",
     )
 }
 
