@@ -15,7 +15,7 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::warn;
 
-use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, event_lost};
+use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, control, event_lost};
 
 /// `clone(2)`: a thread, not a process.
 const CLONE_THREAD: u64 = 0x10000;
@@ -24,6 +24,18 @@ const CLONE_THREAD: u64 = 0x10000;
 #[tracepoint]
 pub fn proc_exec(ctx: TracePointContext) -> u32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if !attended() {
+        // Nobody would classify it, or drop it again. What the process was is over: nothing of it is rejected.
+        if let Some(target) = TARGETS.get_ptr_mut(tgid) {
+            // SAFETY: it is a map value, and the helper takes nothing and returns a number.
+            unsafe {
+                (*target).verdict = verdict::OFF;
+                (*target).generation = bpf_ktime_get_boot_ns();
+                (*target).epoch = (*target).generation;
+            }
+        }
+        return 0;
+    }
     watch(&ctx, tgid, event::EXEC, 0, verdict::CANDIDATE);
     0
 }
@@ -76,6 +88,17 @@ pub fn proc_exit(_ctx: TracePointContext) -> u32 {
         event_lost();
     }
     0
+}
+
+/// Whether an agent is there, or was a moment ago: pinned programs go on without one.
+#[inline(always)]
+fn attended() -> bool {
+    // SAFETY: the helper takes nothing and returns a number; the word may be written by the agent meanwhile.
+    control().is_some_and(|c| unsafe {
+        let until = (&raw const c.attended).read_volatile();
+        // 0: nothing is pinned, so this program ends with its agent.
+        until == 0 || bpf_ktime_get_boot_ns() <= until
+    })
 }
 
 /// Makes `tgid` a target with a slot of its own and tells the agent. Without room for the event nothing is done: the

@@ -70,6 +70,24 @@ pub enum Command {
     /// wins. In effect when the command returns, and until the agent ends: what is to last belongs into the configuration
     /// file. Exit status: 0, 1 if no agent answers or it refuses, 64 for bad usage.
     Mode(ModeArgs),
+    /// Take everything out of the kernel that is pinned, once the agent has stopped
+    ///
+    /// First nothing is rejected any more, then the hooks go. What the gate stands before stays until the connections close,
+    /// because the kernel would throw away what they have queued; they pass untouched, and a later `detach` removes the rest.
+    /// Exit status: 0 if nothing is left, 1 if something had to stay, an agent runs, or it fails.
+    Detach(DetachArgs),
+}
+
+/// Flags of `pendguard detach`.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where the agent pinned; an absolute path
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_PIN_DIR", default_value = PIN_DIR, value_parser = pin_dir)]
+    pub pin_dir: PathBuf,
 }
 
 /// Flags of `pendguard run`.

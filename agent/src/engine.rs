@@ -231,6 +231,7 @@ pub(crate) mod fake {
             synced: 1,
             unsynced: 0,
             latched: 0,
+            gated: 0,
         }
     }
 

@@ -76,6 +76,7 @@ fn include(status: &mut ReplicaStatus, slot: &Slot, found: Ruling) {
     status.synced += slot.synced;
     status.unsynced += slot.unsynced;
     status.latched += slot.latched;
+    status.gated += slot.gated;
 }
 
 /// Calls in a slot that enforcement should have rejected and that went through, because nobody knew yet whose they were.
@@ -286,6 +287,7 @@ impl Inventory {
                     synced: 0,
                     unsynced: 0,
                     latched: 0,
+                    gated: 0,
                 };
                 for pid in &record.pids {
                     if let Some(process) = self.processes.get(pid).filter(|p| p.slot != 0) {

@@ -186,6 +186,8 @@ pub struct ReplicaStatus {
     pub unsynced: u64,
     /// Connections that reject a method until they end, whatever the mode is by then.
     pub latched: u64,
+    /// Connections that the gate stands before, each also one of those in sync.
+    pub gated: u64,
 }
 
 /// One BPF program of the tap and whether it is attached.

@@ -56,6 +56,25 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts the agent with its pins in that directory, and waits until it is ready.
+    pub async fn start_at(pins: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn_at(pins, arguments)?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    /// The same without waiting.
+    pub fn spawn_at(pins: &Path, arguments: &[&str]) -> Result<Self> {
+        let pins = pins.to_str().context("a path in UTF-8")?;
+        Self::spawn(arguments, &[("PENDGUARD_PIN_DIR", pins)])
+    }
+
+    /// Kills it at once, as the kernel does when memory is short.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill().await?;
+        Ok(())
+    }
+
     /// Starts the agent without waiting.
     pub fn spawn(arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
@@ -65,6 +84,8 @@ impl Agent {
             .arg("--api-socket")
             .arg(directory.path().join("api.sock"))
             .args(arguments)
+            // Never the node's own, where another agent may have pinned something.
+            .env("PENDGUARD_PIN_DIR", directory.path().join("pins"))
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

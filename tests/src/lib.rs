@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bpffs;
 pub mod client;
 pub mod lines;
 pub mod payload;
@@ -18,5 +19,6 @@ pub mod protocol;
 pub mod raw;
 pub mod record;
 pub mod replica;
+pub mod scale;
 pub mod source;
 pub mod wait;

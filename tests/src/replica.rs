@@ -37,8 +37,30 @@ impl Replica {
         client: ClientKind,
         source: SourceKind,
     ) -> Result<Self> {
-        let directory = tempfile::tempdir().context("a directory for the socket")?;
         let pod = Pod::mono_vertex(workload, &number.to_string());
+        Self::start_as(pod, number, client, source).await
+    }
+
+    /// A replica whose number is none.
+    ///
+    /// # Errors
+    /// As of [`Replica::start`].
+    pub async fn start_unknown(
+        workload: &str,
+        client: ClientKind,
+        source: SourceKind,
+    ) -> Result<Self> {
+        let pod = Pod::mono_vertex(workload, "none");
+        Self::start_as(pod, u32::MAX, client, source).await
+    }
+
+    async fn start_as(
+        pod: Pod,
+        number: u32,
+        client: ClientKind,
+        source: SourceKind,
+    ) -> Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for the socket")?;
         let mut options = SourceOptions {
             kind: source,
             ..SourceOptions::new(directory.path().join("source.sock"))

@@ -8,17 +8,22 @@ use pendguard_tests::agent::{Agent, Scrape};
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
+use pendguard_tests::scale::{Scale, amount, scale};
 use tokio::task::JoinSet;
 
 /// Messages a second that each replica reads and acknowledges meanwhile.
-const RATE: u64 = 1000;
+fn rate() -> u64 {
+    amount(1000, 100)
+}
+
 const REPLICAS: u32 = 3;
 
-/// Calls of each replica: 10,000, or few with `cargo xtask test --fast`.
+/// Calls of each replica.
 fn calls() -> u64 {
-    match std::env::var("PENDGUARD_TEST_SCALE").as_deref() {
-        Ok("fast") => 500,
-        _ => 10_000,
+    match scale() {
+        Scale::Full => 10_000,
+        Scale::Fast => 500,
+        Scale::Vm => 200,
     }
 }
 
@@ -26,7 +31,7 @@ fn calls() -> u64 {
 /// handler counted.
 async fn load_one(replica: &mut Replica, n: u64) -> Result<u64> {
     let before = replica.source.stats().await?.pending;
-    replica.client.background_on(RATE).await?;
+    replica.client.background_on(rate()).await?;
     let called = replica.client.call(Method::PendingFn, n).await?;
     let ready = replica.client.call(Method::IsReady, n / 20).await?;
     let background = replica.client.background_off().await?;
@@ -162,9 +167,12 @@ async fn from_the_start(kind: ClientKind) -> Result<()> {
 async fn in_the_middle(kind: ClientKind) -> Result<()> {
     let mut replicas = replicas(kind).await?;
     for replica in &mut replicas {
-        let called = replica.client.call(Method::PendingFn, 200).await?;
-        ensure!(called.ok == 200, "{called:?}");
-        replica.client.background_on(RATE).await?;
+        let called = replica
+            .client
+            .call(Method::PendingFn, amount(200, 50))
+            .await?;
+        ensure!(called.ok == amount(200, 50), "{called:?}");
+        replica.client.background_on(rate()).await?;
     }
     let agent = Agent::start(&[]).await?;
     agent

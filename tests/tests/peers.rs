@@ -8,6 +8,7 @@ use pendguard_tests::peers::{
     Client, ClientKind, ClientOptions, PeerError, Source, SourceKind, SourceOptions,
 };
 use pendguard_tests::protocol::{Method, Tally};
+use pendguard_tests::scale::amount;
 use pendguard_tests::source::generator::Faults;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
 use tempfile::TempDir;
@@ -18,12 +19,21 @@ const PENDING: i64 = 42;
 /// The replica that the source thinks it is; the SDK answers PartitionsFn with it.
 const REPLICA: &str = "3";
 /// Calls of each method.
-const CALLS: u64 = 200;
+fn calls() -> u64 {
+    amount(200, 50)
+}
 /// Messages per second in the background.
-const RATE: u64 = 2000;
-/// The same where every client meets every source.
-const FEW: u64 = 50;
-const FEW_RATE: u64 = 500;
+fn rate() -> u64 {
+    amount(2000, 200)
+}
+/// Calls of each method where every client meets every source.
+fn few() -> u64 {
+    amount(50, 20)
+}
+/// And messages per second.
+fn few_rate() -> u64 {
+    amount(500, 100)
+}
 const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 
 /// How long a source may take to be read to its end, or to be found dead.
@@ -46,19 +56,19 @@ async fn source(directory: &TempDir) -> Source {
 async fn refuse(kind: ClientKind, source: &mut Source, rootless: &str) -> Result<()> {
     let mut client = Client::start(kind, &source.unix(), &ClientOptions::default()).await?;
     let before = source.stats().await?;
-    client.background_on(FEW_RATE).await?;
+    client.background_on(few_rate()).await?;
     let connected = source.connections()?;
     for (path, status) in [(NO_METHOD, UNIMPLEMENTED), ("/", rootless)] {
-        let called = client.call_path(path, FEW).await?;
+        let called = client.call_path(path, few()).await?;
         ensure!(
-            called.statuses() == tally(status, FEW),
+            called.statuses() == tally(status, few()),
             "{path}: {called:?}"
         );
         // The one and the other in turn, and the stream goes on behind them.
-        let called = client.call(Method::PendingFn, FEW).await?;
-        ensure!(called.statuses() == tally("OK", FEW), "{called:?}");
+        let called = client.call(Method::PendingFn, few()).await?;
+        ensure!(called.statuses() == tally("OK", few()), "{called:?}");
         ensure!(
-            called.values == tally(&PENDING.to_string(), FEW),
+            called.values == tally(&PENDING.to_string(), few()),
             "{called:?}"
         );
         let read = source.stats().await?.acked;
@@ -67,10 +77,10 @@ async fn refuse(kind: ClientKind, source: &mut Source, rootless: &str) -> Result
         })
         .await?;
     }
-    let ready = client.call(Method::IsReady, FEW).await?;
-    ensure!(ready.values == tally("true", FEW), "{ready:?}");
-    let partitions = client.call(Method::PartitionsFn, FEW).await?;
-    ensure!(partitions.values == tally(REPLICA, FEW), "{partitions:?}");
+    let ready = client.call(Method::IsReady, few()).await?;
+    ensure!(ready.values == tally("true", few()), "{ready:?}");
+    let partitions = client.call(Method::PartitionsFn, few()).await?;
+    ensure!(partitions.values == tally(REPLICA, few()), "{partitions:?}");
     ensure!(
         (connected, source.connections()?) == (1, 1),
         "one connection, the same all the time"
@@ -81,8 +91,8 @@ async fn refuse(kind: ClientKind, source: &mut Source, rootless: &str) -> Result
     client.quit().await?;
 
     let after = source.stats().await?;
-    ensure!(after.pending - before.pending == 2 * FEW, "{after:?}");
-    ensure!(after.partitions - before.partitions == FEW, "{after:?}");
+    ensure!(after.pending - before.pending == 2 * few(), "{after:?}");
+    ensure!(after.partitions - before.partitions == few(), "{after:?}");
     ensure!(
         after.messages - before.messages == report.messages
             && after.acked - before.acked == report.acked
@@ -127,14 +137,14 @@ async fn a_method_that_no_source_has() -> Result<()> {
 /// A great many refused calls are all reported, as what they are.
 #[tokio::test]
 async fn many_refused_calls() -> Result<()> {
-    const MANY: u64 = 10_000;
+    let many = amount(10_000, 300);
     let directory = TempDir::new()?;
     let mut source = source(&directory).await;
     for kind in ClientKind::ALL {
         let mut client = Client::start(kind, &source.unix(), &ClientOptions::default()).await?;
-        let called = client.call_path(NO_METHOD, MANY).await?;
+        let called = client.call_path(NO_METHOD, many).await?;
         ensure!(
-            called.statuses() == tally(UNIMPLEMENTED, MANY),
+            called.statuses() == tally(UNIMPLEMENTED, many),
             "{kind}: {called:?}"
         );
         client.quit().await?;
@@ -203,17 +213,17 @@ async fn drive(kind: ClientKind, source: &mut Source, target: &Target) -> Result
     assert_eq!(client.ready().client, kind.name());
     assert_eq!(client.ready().pid, client.pid());
 
-    client.background_on(RATE).await?;
+    client.background_on(rate()).await?;
     client.every(Duration::from_millis(10)).await?;
     for (method, value) in [
         (Method::PendingFn, PENDING.to_string()),
         (Method::IsReady, true.to_string()),
         (Method::PartitionsFn, REPLICA.to_owned()),
     ] {
-        let called = client.call(method, CALLS).await?;
-        assert_eq!(called.ok, CALLS, "{kind}: {called:?}");
+        let called = client.call(method, calls()).await?;
+        assert_eq!(called.ok, calls(), "{kind}: {called:?}");
         assert_eq!(called.errors, Tally::new(), "{kind}");
-        assert_eq!(called.values, Tally::from([(value, CALLS)]), "{kind}");
+        assert_eq!(called.values, Tally::from([(value, calls())]), "{kind}");
     }
     if matches!(target, Target::Unix(_)) {
         let connections = source.connections().expect("the source runs");
@@ -240,10 +250,10 @@ async fn drive(kind: ClientKind, source: &mut Source, target: &Target) -> Result
     let after = source.stats().await?;
     assert_eq!(
         after.pending - before.pending,
-        CALLS + every.count,
+        calls() + every.count,
         "{kind}"
     );
-    assert_eq!(after.partitions - before.partitions, CALLS, "{kind}");
+    assert_eq!(after.partitions - before.partitions, calls(), "{kind}");
     let messages = first.messages + second.messages;
     assert_eq!(after.messages - before.messages, messages, "{kind}");
     assert_eq!(after.acked - before.acked, messages, "{kind}");
@@ -388,10 +398,10 @@ async fn a_terminated_source_tells_its_counters() -> Result<(), PeerError> {
     let source = source(&directory).await;
     let options = ClientOptions::default();
     let mut client = Client::start(ClientKind::Tonic, &source.unix(), &options).await?;
-    client.call(Method::PendingFn, CALLS).await?;
+    client.call(Method::PendingFn, calls()).await?;
     let pid = rustix::process::Pid::from_raw(source.pid().cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
-    assert_eq!(source.stopped().await?.pending, CALLS);
+    assert_eq!(source.stopped().await?.pending, calls());
     Ok(())
 }
 
@@ -409,9 +419,9 @@ async fn three_of_a_kind_run_at_once() -> Result<(), PeerError> {
                 let source = Source::start(&source).await?;
                 let options = ClientOptions::default();
                 let mut client = Client::start(kind, &source.unix(), &options).await?;
-                client.background_on(RATE).await?;
-                let called = client.call(Method::PartitionsFn, CALLS).await?;
-                assert_eq!(called.values, Tally::from([(replica.to_string(), CALLS)]));
+                client.background_on(rate()).await?;
+                let called = client.call(Method::PartitionsFn, calls()).await?;
+                assert_eq!(called.values, Tally::from([(replica.to_string(), calls())]));
                 assert!(client.background_off().await?.intact, "{kind}");
                 client.quit().await?;
                 source.quit().await
@@ -419,7 +429,7 @@ async fn three_of_a_kind_run_at_once() -> Result<(), PeerError> {
         }
         while let Some(replica) = replicas.join_next().await {
             let stats = replica.expect("the replica's task ends")?;
-            assert_eq!((stats.partitions, stats.pending), (CALLS, 0), "{kind}");
+            assert_eq!((stats.partitions, stats.pending), (calls(), 0), "{kind}");
         }
     }
     Ok(())

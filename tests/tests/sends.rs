@@ -6,6 +6,7 @@ use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::raw::Raw;
+use pendguard_tests::scale::amount;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 
 const CALLS: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
@@ -69,16 +70,19 @@ async fn partial_and_refused_sends() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     let pod = Pod::mono_vertex("partial", "1");
     let mut raw = Raw::start(pod.numa()).await?;
+    let requests = amount(200, 60);
     let mut expected = 0;
     let (mut partial, mut refused) = (0, 0);
     for kind in ["unix 4096", "tcp 4096"] {
         for (seed, call) in CALLS.into_iter().enumerate() {
             let fd = raw.connection(kind).await?;
-            let answer = raw.run(&format!("pump {fd} {call} 1 200 {seed}")).await?;
+            let answer = raw
+                .run(&format!("pump {fd} {call} 1 {requests} {seed}"))
+                .await?;
             let mut numbers = answer.split_whitespace().map(str::parse::<u64>);
             partial += numbers.next().transpose()?.unwrap_or(0);
             refused += numbers.next().transpose()?.unwrap_or(0);
-            expected += 200;
+            expected += requests;
             let scrape = agent.scrape().await?;
             let seen = scrape.pending(&pod.name, "would_reject");
             ensure!(
@@ -310,7 +314,7 @@ async fn descriptors_that_come_back() -> Result<()> {
 /// The tap knows descriptors, not transports: every client over plaintext TCP counts the same.
 #[tokio::test]
 async fn plaintext_tcp() -> Result<()> {
-    const N: u64 = 300;
+    let calls = amount(300, 60);
     let agent = Agent::start(&[]).await?;
     let directory = tempfile::tempdir()?;
     let mut source = Source::start(&SourceOptions {
@@ -327,13 +331,13 @@ async fn plaintext_tcp() -> Result<()> {
         }
         let before = source.stats().await?.pending;
         let mut client = Client::start(kind, &target, &options).await?;
-        client.background_on(500).await?;
-        client.call(Method::PendingFn, N).await?;
+        client.background_on(amount(500, 100)).await?;
+        client.call(Method::PendingFn, calls).await?;
         client.background_off().await?;
         let handled = source.stats().await?.pending - before;
         let seen = counted(&agent, &pod).await?;
         ensure!(
-            handled == N && seen == N,
+            handled == calls && seen == calls,
             "{kind}: {seen} counted, {handled} handled"
         );
         client.quit().await?;

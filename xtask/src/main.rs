@@ -70,7 +70,7 @@ enum Verb {
     },
     /// Run every check that CI runs (needs root)
     Test {
-        /// Leave out the long ones: exactness over 10,000 calls, and fuzzing
+        /// Leave out the long ones: exactness over 10,000 calls, other kernels, and fuzzing
         #[arg(long)]
         fast: bool,
     },

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How often the live line moves.
 const TICK: Duration = Duration::from_millis(120);
@@ -11,13 +11,13 @@ const TICK: Duration = Duration::from_millis(120);
 /// A numbered list of steps, one of which is running.
 pub struct Progress {
     bar: ProgressBar,
-    title: &'static str,
+    title: String,
     started: Instant,
 }
 
 impl Progress {
     /// Starts a list of `steps` steps.
-    pub fn start(title: &'static str, steps: u64) -> Self {
+    pub fn start(title: impl Into<String>, steps: u64) -> Self {
         // On anything but a terminal the bar draws nothing.
         let bar = ProgressBar::new(steps);
         let style =
@@ -27,9 +27,16 @@ impl Progress {
         bar.enable_steady_tick(TICK);
         Self {
             bar,
-            title,
+            title: title.into(),
             started: Instant::now(),
         }
+    }
+
+    /// A list beside others, for which a terminal has no place: it says what begins and what is done, and draws nothing.
+    pub fn beside_others(title: impl Into<String>, steps: u64) -> Self {
+        let progress = Self::start(title, steps);
+        progress.bar.set_draw_target(ProgressDrawTarget::hidden());
+        progress
     }
 
     /// Prints a line that stays.

@@ -155,6 +155,7 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             synced: status.synced,
             unsynced: status.unsynced,
             latched: status.latched,
+            gated: status.gated,
         }),
     }
 }
@@ -185,6 +186,7 @@ impl From<export::Connections> for pb::Connections {
             synced: connections.synced,
             unsynced: connections.unsynced,
             latched: connections.latched,
+            gated: connections.gated,
         }
     }
 }

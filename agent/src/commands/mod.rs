@@ -1,6 +1,7 @@
 //! The verbs that ask the agent: each asks, prints, and says the exit status.
 #![forbid(unsafe_code)]
 
+pub mod detach;
 pub mod doctor;
 pub mod mode;
 pub mod report;

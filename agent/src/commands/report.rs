@@ -105,6 +105,8 @@ pub struct Connections {
     pub unsynced: u64,
     /// Rejecting until they end; each is also one of the others.
     pub latched: u64,
+    /// That the gate stands before.
+    pub gated: u64,
 }
 
 /// A source replica.
@@ -282,6 +284,7 @@ fn connections(connections: Option<pb::Connections>) -> Connections {
         synced: connections.synced,
         unsynced: connections.unsynced,
         latched: connections.latched,
+        gated: connections.gated,
     })
 }
 

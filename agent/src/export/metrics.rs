@@ -99,7 +99,7 @@ const CONNECTIONS: Family = Family {
     kind: FamilyKind::Gauge,
     help: "HTTP/2 connections of watched processes: synced (each call is counted by its method), unsynced (out of step, \
            picked up again where framing allows); latched are those of them that reject a method until they end, \
-           whatever the mode is by then.",
+           whatever the mode is by then, and gated those that the gate stands before.",
     labels: &["state"],
 };
 const UNPARSED: Family = Family {
@@ -291,6 +291,7 @@ fn connections(snapshot: &Snapshot) -> Series {
         .one(&["synced"], total.synced as f64)
         .one(&["unsynced"], total.unsynced as f64)
         .one(&["latched"], total.latched as f64)
+        .one(&["gated"], total.gated as f64)
 }
 
 fn unparsed(snapshot: &Snapshot) -> Series {

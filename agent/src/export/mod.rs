@@ -20,6 +20,8 @@ pub struct Connections {
     pub unsynced: u64,
     /// Rejecting until they end; each is also one of the others.
     pub latched: u64,
+    /// That the gate stands before.
+    pub gated: u64,
 }
 
 /// Sums that every exporter shows, so that they show the same.
@@ -31,6 +33,7 @@ impl Snapshot {
             synced: sum.synced + replica.synced,
             unsynced: sum.unsynced + replica.unsynced,
             latched: sum.latched + replica.latched,
+            gated: sum.gated + replica.gated,
         })
     }
 

@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	maxMessage = 64 << 20         // As in Numaflow's data plane.
-	readyLimit = 30 * time.Second // How long a source may take to answer IsReady.
+	maxMessage = 64 << 20              // As in Numaflow's data plane.
+	readyLimit = 30 * time.Second      // How long a source may take to answer IsReady, on an ordinary machine.
+	slow       = "PENDGUARD_TEST_SLOW" // What limits are multiplied by on this one.
 	retry      = 100 * time.Millisecond
 )
 
@@ -85,16 +86,33 @@ func runClient() error {
 	return lines.Err()
 }
 
+// scaled is a limit on this machine.
+func scaled(limit time.Duration) (time.Duration, error) {
+	value, set := os.LookupEnv(slow)
+	if !set {
+		return limit, nil
+	}
+	factor, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || factor < 1 {
+		return 0, fmt.Errorf("%s=%q is not a number of 1 or more", slow, value)
+	}
+	return limit * time.Duration(factor), nil
+}
+
 // waitReady asks IsReady until the answer is OK, as the data plane does when it starts.
 func waitReady(conn *grpc.ClientConn) (attempts int, err error) {
-	for start := time.Now(); time.Since(start) < readyLimit; time.Sleep(retry) {
+	limit, err := scaled(readyLimit)
+	if err != nil {
+		return 0, err
+	}
+	for start := time.Now(); time.Since(start) < limit; time.Sleep(retry) {
 		var value string
 		attempts++
 		if value, err = callOnce(conn, "IsReady"); err == nil && value == "true" {
 			return attempts, nil
 		}
 	}
-	return attempts, fmt.Errorf("the source was not ready in %v: %v", readyLimit, err)
+	return attempts, fmt.Errorf("the source was not ready in %v: %v", limit, err)
 }
 
 // session is one client and what it does in the background.

@@ -18,7 +18,8 @@ from google.protobuf import empty_pb2
 from pynumaflow.proto.sourcer import source_pb2 as pb
 from pynumaflow.proto.sourcer import source_pb2_grpc
 
-READY_LIMIT = 30.0  # Seconds that a source may take to answer IsReady.
+SLOW = int(os.environ.get("PENDGUARD_TEST_SLOW", "1"))  # What limits are multiplied by on this machine.
+READY_LIMIT = 30.0 * SLOW  # Seconds that a source may take to answer IsReady.
 RETRY = 0.1
 MAX_MESSAGE = 64 << 20  # As in Numaflow's data plane.
 READ_TIMEOUT_MS = 1000  # Likewise.

@@ -33,7 +33,8 @@ from pynumaflow.sourcer import (  # noqa: E402
     get_default_partitions,
 )
 
-START_LIMIT = 10.0  # Seconds that the SDK may take to listen.
+SLOW = int(os.environ.get("PENDGUARD_TEST_SLOW", "1"))  # What limits are multiplied by on this machine.
+START_LIMIT = 10.0 * SLOW  # Seconds that the SDK may take to listen.
 LOOK = 0.01
 SEQUENCE, SUM = 8, 4  # Octets of the parts of a payload: see tests/src/payload.rs.
 NOT_KNOWN = -1  # What PendingFn answers then.

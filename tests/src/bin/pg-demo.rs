@@ -1,7 +1,9 @@
 //! The README's first command: three replicas of a MonoVertex whose source is built on Numaflow's SDK, each asked for its
 //! pending count by a data plane's client, and Pendguard beside them, counting.
 //!
-//! At the end the agent's counts stand beside what the sources' handlers counted; a difference is a failure.
+//! First it audits: the agent's counts stand beside what the sources' handlers counted. Then it is told to enforce, through
+//! its API, and the handlers of replicas 1 and 2 are asked for nothing more, while their messages go on. A difference is a
+//! failure.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +17,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use pendguard_tests::agent::{Agent, Scrape};
+use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Stats;
 use pendguard_tests::replica::Replica;
@@ -29,7 +32,7 @@ const LINES: u32 = 20;
 /// Three replicas of a real Numaflow source, and Pendguard counting who asks them what is pending.
 #[derive(Parser)]
 struct Arguments {
-    /// How long it goes on
+    /// How long it audits, and then how long it enforces
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// How often each replica asks, in milliseconds (Numaflow: every 3000 or 5000)
@@ -50,7 +53,8 @@ async fn main() -> ExitCode {
 
 async fn demo(arguments: &Arguments) -> Result<()> {
     println!("Starting Pendguard in audit mode (loading its BPF programs) …");
-    let agent = Agent::start(&[])
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &[])
         .await
         .context("the agent (it needs root)")?;
     println!(
@@ -71,14 +75,26 @@ async fn demo(arguments: &Arguments) -> Result<()> {
         "Each reads and acknowledges {RATE} messages/s and asks PendingFn every {} ms, on one connection.\n",
         arguments.every
     );
-    watch(arguments, &agent, &mut replicas).await?;
+    watch(arguments.seconds, &agent, &mut replicas).await?;
+    audited(arguments, &agent, &mut replicas).await?;
+    enforced(arguments, &agent, &mut replicas).await?;
     let mut intact = true;
-    let mut messages = Vec::new();
     for replica in &mut replicas {
-        replica.client.every_off().await?;
         let report = replica.client.background_off().await?;
         intact &= report.intact && report.errors.is_empty();
-        messages.push(report.messages);
+    }
+    agent.stop().await?;
+    ensure!(intact, "the replicas' messages were not read intact");
+    println!(
+        "Every message arrived intact, on the connections that were there from the beginning."
+    );
+    Ok(())
+}
+
+/// What was counted while nothing was rejected, beside what the handlers counted.
+async fn audited(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
+    for replica in replicas.iter_mut() {
+        replica.client.every_off().await?;
     }
     let scrape = agent.scrape().await?;
     let mut agree = true;
@@ -91,36 +107,108 @@ async fn demo(arguments: &Arguments) -> Result<()> {
         "difference",
     ]);
     let mut useless = 0;
-    for (replica, messages) in replicas.iter_mut().zip(messages) {
-        let handled = replica.source.stats().await?.pending;
+    for replica in replicas.iter_mut() {
+        let stats = replica.source.stats().await?;
         let counted = replica.counted(&scrape);
-        agree &= handled == counted;
+        agree &= stats.pending == counted;
         if replica.number != 0 {
             useless += counted;
         }
         table.add_row([
             replica.number.to_string(),
             replica.verdict().to_owned(),
-            messages.to_string(),
-            handled.to_string(),
+            stats.acked.to_string(),
+            stats.pending.to_string(),
             counted.to_string(),
-            counted.abs_diff(handled).to_string(),
+            counted.abs_diff(stats.pending).to_string(),
         ]);
     }
     println!("{table}\n");
     println!(
-        "{useless} calls of replicas other than 0 reached the source in {} s: enforcement would have spared it those.",
+        "{useless} calls of replicas other than 0 reached the source in {} s: enforcement would have spared it those.\n",
         arguments.seconds
     );
-    agent.stop().await?;
     ensure!(agree, "the agent's counts and the sources' differ");
-    ensure!(intact, "the replicas' messages were not read intact");
-    println!("The counts agree, and every message arrived intact.");
     Ok(())
 }
 
+/// Switches to enforcement at run time, and shows what it changes.
+async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
+    println!("pendguard mode enforce");
+    let output = agent.command(&["mode", "enforce"]).await?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let others = u64::from(REPLICAS) - 1;
+    agent
+        .until("the gate stands before replicas 1 and 2", |scrape| {
+            scrape.connections("gated") == Some(others)
+        })
+        .await?;
+    let before = stats(replicas).await?;
+    for replica in replicas.iter_mut() {
+        replica
+            .client
+            .every(Duration::from_millis(arguments.every))
+            .await?;
+    }
+    watch(arguments.seconds, agent, replicas).await?;
+    let mut asked = Vec::new();
+    for replica in replicas.iter_mut() {
+        asked.push(replica.client.every_off().await?);
+    }
+    let after = stats(replicas).await?;
+    let scrape = agent.scrape().await?;
+    let mut table = new_table(&[
+        "replica",
+        "messages read",
+        "asked",
+        "reached the source's handler",
+        "rejected in the kernel",
+    ]);
+    let mut exact = true;
+    for (i, replica) in replicas.iter().enumerate() {
+        let reached = after[i].pending - before[i].pending;
+        let read = after[i].acked - before[i].acked;
+        let rejected = scrape.pending(&replica.pod.name, "rejected");
+        let calls: u64 = asked[i].statuses().values().sum();
+        exact &= read > 0
+            && if i == 0 {
+                (reached, rejected) == (calls, 0)
+            } else {
+                (reached, rejected) == (0, calls)
+            };
+        table.add_row([
+            replica.number.to_string(),
+            read.to_string(),
+            calls.to_string(),
+            reached.to_string(),
+            rejected.to_string(),
+        ]);
+    }
+    println!("{table}\n");
+    ensure!(
+        exact,
+        "not every call ended as it should, or a replica stopped reading"
+    );
+    println!(
+        "Replicas 1 and 2 reach their source no more, and go on reading. Replica 0 is asked as before."
+    );
+    Ok(())
+}
+
+async fn stats(replicas: &mut [Replica]) -> Result<Vec<Stats>> {
+    let mut all = Vec::new();
+    for replica in replicas {
+        all.push(replica.source.stats().await?);
+    }
+    Ok(all)
+}
+
 /// Shows the table until the time is over.
-async fn watch(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
+async fn watch(seconds: u64, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
     let terminal = std::io::stdout().is_terminal();
     let bar = if terminal {
         ProgressBar::new_spinner()
@@ -128,7 +216,7 @@ async fn watch(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -
         ProgressBar::hidden()
     };
     bar.set_style(ProgressStyle::with_template("{msg}")?);
-    let length = Duration::from_secs(arguments.seconds);
+    let length = Duration::from_secs(seconds);
     let start = Instant::now();
     let mut tick = tokio::time::interval(DRAW);
     let mut draws = 0;
@@ -171,7 +259,7 @@ fn row(replica: &Replica, scrape: &Scrape, stats: &Stats) -> [String; 6] {
         replica.number.to_string(),
         replica.pod.name.clone(),
         replica.verdict().to_owned(),
-        replica.counted(scrape).to_string(),
+        stats.pending.to_string(),
         stats.acked.to_string(),
         format!("{} on the node", connections.unwrap_or(0)),
     ]

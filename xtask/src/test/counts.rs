@@ -34,6 +34,13 @@ impl Counts {
             }
         }
     }
+
+    /// Adds those of others.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
 }
 
 impl fmt::Display for Counts {

@@ -16,6 +16,7 @@ use crate::build;
 use crate::fuzz;
 use crate::process;
 use crate::setup::{BpfToolchain, Setup};
+use crate::vm;
 use crate::workspace::Workspace;
 
 /// How long the parser is fuzzed as a part of the tests; `cargo xtask fuzz` takes longer.
@@ -57,6 +58,16 @@ fn steps(workspace: &Workspace, fast: bool, report: &mut Report) -> Result<(), r
     report.step("privileged tests", |counts| {
         privileged_tests(workspace, fast, counts)
     })?;
+    report.step_or_skip("other kernels", |counts| {
+        if fast {
+            return Ok(Outcome::Skipped("--fast".to_owned()));
+        }
+        if let Some(reason) = vm::impossible() {
+            return Ok(Outcome::Skipped(reason.to_owned()));
+        }
+        vm::check(workspace, counts)?;
+        Ok(Outcome::Passed)
+    })?;
     report.check_or_skip("fuzzing", || {
         if fast {
             return Ok(Outcome::Skipped("--fast".to_owned()));
@@ -74,6 +85,9 @@ fn set_up(workspace: &Workspace, fast: bool) -> Result<BpfToolchain> {
     setup.for_checks(&toolchain)?;
     if !fast {
         setup.for_fuzz()?;
+        if vm::impossible().is_none() {
+            setup.for_vm()?;
+        }
     }
     Ok(toolchain)
 }

@@ -55,7 +55,16 @@ impl Report {
         name: &'static str,
         action: impl FnOnce() -> Result<Outcome>,
     ) -> Result<(), Failed> {
-        self.run(name, |_| Ok(((), action()?)))
+        self.step_or_skip(name, |_| action())
+    }
+
+    /// The same, of one that adds to the counts.
+    pub fn step_or_skip(
+        &mut self,
+        name: &'static str,
+        action: impl FnOnce(&mut Counts) -> Result<Outcome>,
+    ) -> Result<(), Failed> {
+        self.run(name, |counts| Ok(((), action(counts)?)))
     }
 
     fn run<T>(

@@ -35,10 +35,11 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     for program in ["pendguard", "pg-source", "pg-client"] {
         image.add(&workspace.target("release").join(program))?;
     }
-    for tree in ["peers", "fixtures"] {
+    // Node reads the protocol itself when it starts.
+    for tree in ["peers", "fixtures", "proto"] {
         image.add(&workspace.path("tests").join(tree))?;
     }
-    image.add(&workspace.target("peers/go-client"))?;
+    image.add(&workspace.target("peers/go-peer"))?;
     image.add(&workspace.target("peers/venv"))?;
     // Debian's own Python, or what the user put before it, and what the virtual environment was made from.
     let mut search = Vec::new();

@@ -193,13 +193,20 @@ impl Image {
             }
             _ => {}
         }
-        let staging = path.with_extension("staging");
+        // Another run may be at it too, or have a machine on the disk that is there.
+        let staging = path.with_extension(format!("{}.staging", std::process::id()));
+        let new = path.with_extension(format!("{}.new", std::process::id()));
+        let made = self
+            .stage(&staging)
+            .and_then(|()| self.make(&staging, &new));
+        // Nothing to remove is what a failure may leave, and it is told below.
         let _ = fs::remove_dir_all(&staging);
-        self.stage(&staging)?;
-        let _ = fs::remove_file(path);
-        let made = self.make(&staging, path);
-        fs::remove_dir_all(&staging).with_context(|| staging.display().to_string())?;
-        made?;
+        let renamed =
+            made.and_then(|()| fs::rename(&new, path).with_context(|| new.display().to_string()));
+        if renamed.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        renamed?;
         fs::write(&stamp, fingerprint).with_context(|| stamp.display().to_string())
     }
 

@@ -59,7 +59,12 @@ impl Series {
     }
 }
 
-/// The names of all series.
+/// All series.
+pub fn all() -> Vec<Series> {
+    SERIES.into()
+}
+
+/// Their names.
 pub fn names() -> Vec<&'static str> {
     SERIES.iter().map(|series| series.name).collect()
 }

@@ -14,8 +14,10 @@ mod report;
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
@@ -50,6 +52,12 @@ const TESTS: [&str; 6] = [
     "exactness",
 ];
 
+/// What `cargo xtask test` runs of them: the programs load, count and go, for every system call and every gRPC stack.
+const CHECKED: [&str; 3] = ["fixtures", "agent", "sends"];
+
+/// How many machines it runs at once: a test keeps about one processor of its machine busy.
+const CHECKED_AT_ONCE: u16 = 2;
+
 /// How the agent works, as the tests are told.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Variant {
@@ -68,7 +76,7 @@ const VARIANTS: [Variant; 1] = [Variant {
 /// What the user asked for.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Debian's kernels to boot, one after another
+    /// Debian's kernels to boot
     #[arg(
         long,
         value_name = "SERIES",
@@ -83,6 +91,9 @@ pub struct Options {
     /// A variable for what runs in the machine
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// How many machines run at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    machines: u16,
     /// How long a program may take in the machine
     #[arg(long, value_name = "SECONDS", default_value_t = LIMIT)]
     limit: u64,
@@ -115,11 +126,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         Setup::new(workspace).for_peers()?;
         build::run(workspace, true)?;
     }
-    let prepared = Prepared::new(workspace, options)?;
-    let mut rows = Vec::new();
-    for series in &options.kernel {
-        rows.extend(prepared.on(*series)?);
-    }
+    let rows = Prepared::new(workspace, options)?.on_all()?;
     print!("\n{}", report::table(&rows));
     if let Some(path) = &options.json {
         report::write_json(&rows, path)?;
@@ -129,6 +136,41 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Why this machine can't boot the kernels, if so.
+pub fn impossible() -> Option<&'static str> {
+    // Their packages come through apt, and they run the programs that were built for this machine.
+    if !cfg!(target_arch = "x86_64") {
+        return Some("the kernels are for x86-64");
+    }
+    let debian = fs::read_to_string("/etc/os-release").is_ok_and(|text| {
+        text.lines()
+            .any(|line| line.trim_matches('"') == "ID=debian")
+    });
+    (!debian).then_some("the kernels are Debian's, and this is another system")
+}
+
+/// The step of `cargo xtask test`: a part of the tests, on all kernels, with everything built before.
+pub fn check(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
+    let options = Options {
+        kernel: kernel::all(),
+        test: CHECKED.map(str::to_owned).into(),
+        env: Vec::new(),
+        machines: CHECKED_AT_ONCE,
+        limit: LIMIT,
+        keep: false,
+        json: None,
+        exec: Vec::new(),
+    };
+    let rows = Prepared::new(workspace, &options)?.on_all()?;
+    print!("\n{}", report::table(&rows));
+    for row in &rows {
+        counts.add(row.counts);
+    }
+    let failed = rows.iter().filter(|row| !row.passed()).count();
+    ensure!(failed == 0, "{failed} of {} rows failed", rows.len());
+    Ok(())
 }
 
 /// What is the same for all kernels.
@@ -178,15 +220,45 @@ impl<'a> Prepared<'a> {
         })
     }
 
+    /// Boots all kernels that were asked for and runs the jobs on each.
+    fn on_all(&self) -> Result<Vec<Row>> {
+        let mut progress = Progress::start("vm", self.options.kernel.len() as u64);
+        let mut kernels = Vec::new();
+        for series in &self.options.kernel {
+            let name = format!("kernel {}", series.name);
+            progress.begin(&name, "looking for it");
+            let kernel = Kernel::fetch(self.workspace, *series, &progress)?;
+            progress.done(&name, &kernel.release);
+            kernels.push(kernel);
+        }
+        drop(progress);
+        let mut rows = Vec::new();
+        for kernels in kernels.chunks(self.options.machines.into()) {
+            let results: Vec<_> = thread::scope(|scope| {
+                let machines: Vec<_> = kernels
+                    .iter()
+                    .map(|kernel| scope.spawn(|| self.on(kernel, kernels.len() == 1)))
+                    .collect();
+                machines.into_iter().map(ScopedJoinHandle::join).collect()
+            });
+            for result in results {
+                rows.extend(result.unwrap_or_else(|panic| resume_unwind(panic))?);
+            }
+        }
+        Ok(rows)
+    }
+
     /// Boots a kernel and runs the jobs on it.
-    fn on(&self, series: Series) -> Result<Vec<Row>> {
-        let mut progress = Progress::start("vm", 1 + self.jobs.len() as u64);
-        let name = format!("kernel {}", series.name);
-        progress.begin(&name, "looking for it");
-        let kernel = Kernel::fetch(self.workspace, series, &progress)?;
-        progress.done(&name, &kernel.release);
+    fn on(&self, kernel: &Kernel, alone: bool) -> Result<Vec<Row>> {
+        let series = kernel.series;
+        let steps = 1 + self.jobs.len() as u64;
+        let mut progress = if alone {
+            Progress::start("vm", steps)
+        } else {
+            Progress::beside_others(format!("vm {}", series.name), steps)
+        };
         let machine = Machine {
-            kernel: &kernel,
+            kernel,
             init: &self.init,
             disk: &self.disk,
             directory: self.workspace.target(format!("vm/{}", series.name)),
@@ -195,7 +267,10 @@ impl<'a> Prepared<'a> {
             jobs: self.jobs.iter().map(|(_, job)| job.clone()).collect(),
             ..Plan::default()
         };
-        let mut hearing = Hearing::new(self, &kernel, &mut progress)?;
+        let mut hearing = Hearing::new(self, kernel, &mut progress)?;
+        if !alone {
+            hearing.mark = format!("{}: ", series.name);
+        }
         let result = machine.run(&plan, |message| hearing.hear(&message));
         let mut rows = hearing.rows;
         drop(progress);
@@ -221,6 +296,8 @@ struct Hearing<'a> {
     progress: &'a mut Progress,
     /// All that the jobs print.
     log: File,
+    /// Before each line of it on the screen, where there are several machines.
+    mark: String,
     /// One for each variant.
     rows: Vec<Row>,
     /// The running job, and its place in `rows`.
@@ -252,6 +329,7 @@ impl<'a> Hearing<'a> {
             jobs: &prepared.jobs,
             progress,
             log,
+            mark: String::new(),
             rows: rows.into(),
             current: None,
         })
@@ -267,7 +345,8 @@ impl<'a> Hearing<'a> {
     fn output(&mut self, line: &str) {
         // A log that can't be written is no reason to stop: the line is on the screen too.
         let _ = writeln!(self.log, "{line}");
-        self.progress.suspend(|| println!("{line}"));
+        let mark = &self.mark;
+        self.progress.suspend(|| println!("{mark}{line}"));
         if let Some((job, row)) = self.current {
             let row = &mut self.rows[row];
             row.counts.read(line);
@@ -315,7 +394,7 @@ impl<'a> Hearing<'a> {
 
 /// The name in `test NAME ... FAILED`.
 fn failed_test(line: &str) -> Option<&str> {
-    // What a test prints may come between the two, so the list at the end is taken: four spaces and a name.
+    // A peer's standard error may come between the two; then the program is named instead of the test.
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 

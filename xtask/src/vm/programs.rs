@@ -44,7 +44,7 @@ struct Target {
 /// All programs of privileged tests.
 pub fn tests(workspace: &Workspace) -> Result<Vec<TestProgram>> {
     let mut command = workspace.cargo_static("test");
-    command.args(["--package", "pendguard-tests", "--no-run", "--tests"]);
+    command.args(["--package", "pendguard-tests", "--no-run", "--test", "*"]);
     command.args(["--message-format", "json-render-diagnostics"]);
     // What it says to a person it says on standard error.
     let output = command

@@ -1,0 +1,363 @@
+//! Enforcement by the gate: one call is rejected, never the connection.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use pendguard_tests::agent::{Agent, Scrape, binary};
+use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::peers::{ClientKind, SourceKind};
+use pendguard_tests::protocol::Method;
+use pendguard_tests::replica::Replica;
+use pendguard_tests::wait::wait_for;
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+
+/// Messages a second that each replica reads and acknowledges meanwhile.
+const RATE: u64 = 1000;
+/// How long the gate may take before it stands: its aim is some milliseconds.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+
+fn calls() -> u64 {
+    match std::env::var("PENDGUARD_TEST_SCALE").as_deref() {
+        Ok("fast") => 500,
+        Ok("vm") => 200,
+        _ => 10_000,
+    }
+}
+
+/// Calls until one is rejected: from there on each must be.
+async fn until_rejected(replica: &mut Replica) -> Result<()> {
+    wait_for("a call is rejected", JOIN_LIMIT, async || {
+        let called = replica.client.call(Method::PendingFn, 1).await?;
+        Ok((called.ok == 0).then_some(()))
+    })
+    .await
+}
+
+/// Calls until one is admitted.
+async fn until_admitted(replica: &mut Replica, limit: Duration) -> Result<()> {
+    wait_for("a call is admitted", limit, async || {
+        let called = replica.client.call(Method::PendingFn, 1).await?;
+        Ok((called.ok == 1).then_some(()))
+    })
+    .await
+}
+
+/// `n` calls, of which each must end like that.
+async fn all(replica: &mut Replica, n: u64, admitted: bool) -> Result<()> {
+    let before = replica.source.stats().await?.pending;
+    let called = replica.client.call(Method::PendingFn, n).await?;
+    let handled = replica.source.stats().await?.pending - before;
+    let name = &replica.pod.name;
+    if admitted {
+        ensure!(
+            called.ok == n && handled == n,
+            "{name}: {called:?}, {handled} handled"
+        );
+    } else {
+        // An index from before enforcement is answered like a call of `/`, for which grpc-go before 1.42 has another code.
+        let codes = ["UNIMPLEMENTED", "RESOURCE_EXHAUSTED"].map(|code| called.errors.get(code));
+        ensure!(
+            codes.into_iter().flatten().sum::<u64>() == n && called.ok == 0 && handled == 0,
+            "{name}: {called:?}, {handled} handled"
+        );
+    }
+    Ok(())
+}
+
+/// The verdicts of a replica's calls: admitted, rejected, unresolved.
+fn counts(replica: &Replica, scrape: &Scrape) -> [u64; 3] {
+    let pod = &replica.pod.name;
+    [
+        scrape.pending(pod, "admitted"),
+        scrape.pending(pod, "rejected"),
+        scrape.unresolved(pod),
+    ]
+}
+
+async fn set_mode(agent: &Agent, mode: &str) -> Result<()> {
+    let output = agent.command(&["mode", mode]).await?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "mode {mode}: {error}");
+    Ok(())
+}
+
+async fn detach(bpffs: &BpfFs) -> Result<(bool, Value)> {
+    let output = Command::new(binary()?)
+        .args(["detach", "--json", "--pin-dir"])
+        .arg(bpffs.pins())
+        .output()
+        .await?;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = serde_json::from_slice(&output.stdout).unwrap_or(Value::String(error));
+    Ok((output.status.success(), said))
+}
+
+/// One replica's part: calls beside Read, Ack and IsReady; returns how the agent must have counted them.
+async fn load(mut replica: Replica, n: u64) -> Result<(Replica, u64)> {
+    let rejected = matches!(replica.number, 1 | 2);
+    let before = replica.source.stats().await?.pending;
+    replica.client.background_on(RATE).await?;
+    all(&mut replica, n, !rejected).await?;
+    let ready = replica.client.call(Method::IsReady, n / 20).await?;
+    ensure!(ready.ok == n / 20, "{}: {ready:?}", replica.pod.name);
+    let background = replica.client.background_off().await?;
+    ensure!(
+        background.intact && background.errors.is_empty() && background.messages > 0,
+        "{}: {background:?}",
+        replica.pod.name
+    );
+    Ok((replica, before))
+}
+
+/// Replicas 0, 1, 2 and one of unknown number, all under load.
+async fn exact(client: ClientKind, source: SourceKind, n: u64) -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
+    let mut replicas = Vec::new();
+    // pynumaflow doesn't start with a replica's number that is none.
+    let kinds = if source == SourceKind::Python { 3 } else { 4 };
+    for number in 0..kinds {
+        let workload = format!("enforce-{client}");
+        let mut replica = if number == 3 {
+            Replica::start_unknown(&workload, client, source).await?
+        } else {
+            Replica::start(&workload, number, client, source).await?
+        };
+        if matches!(number, 1 | 2) {
+            until_rejected(&mut replica).await?;
+        }
+        replicas.push(replica);
+    }
+    let mut tasks = JoinSet::new();
+    for replica in replicas {
+        tasks.spawn(load(replica, n));
+    }
+    let mut done = Vec::new();
+    while let Some(result) = tasks.join_next().await {
+        done.push(result??);
+    }
+    let scrape = agent.scrape().await?;
+    for (replica, before) in &done {
+        let found = counts(replica, &scrape);
+        // What was called before the gate stood was admitted and handled.
+        let wanted = if matches!(replica.number, 1 | 2) {
+            [*before, found[1], 0]
+        } else {
+            [n, 0, 0]
+        };
+        ensure!(
+            found == wanted,
+            "{}: {found:?} is not {wanted:?}",
+            replica.pod.name
+        );
+        if wanted[1] != 0 {
+            ensure!(
+                found[1] > n && found[1] <= n + 2,
+                "{found:?}: the calls, and the one that was waited for"
+            );
+        }
+    }
+    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
+    drop(done);
+    agent.stop().await?;
+    Ok(())
+}
+
+macro_rules! exact {
+    ($($name:ident: $client:ident, $source:ident, $n:expr;)*) => {$(
+        #[tokio::test]
+        async fn $name() -> Result<()> {
+            exact(ClientKind::$client, SourceKind::$source, $n).await
+        }
+    )*};
+}
+
+exact! {
+    tonic_on_rust: Tonic, Rust, calls();
+    grpc_go_on_rust: GrpcGo, Rust, calls();
+    c_core_on_rust: GrpcCore, Rust, calls();
+    node_on_rust: GrpcJs, Rust, calls();
+    tonic_on_python: Tonic, Python, calls().min(500);
+    tonic_on_node: Tonic, Node, calls().min(500);
+    tonic_on_go: Tonic, Go, calls().min(500);
+    grpc_go_on_go: GrpcGo, Go, calls().min(500);
+}
+
+/// Modes at run time, on connections that live: in effect when the command returns, but for what is latched.
+#[tokio::test]
+async fn modes_at_run_time() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &[]).await?;
+    ensure!(!bpffs.pins().exists(), "an audit pins nothing");
+    let mut one = Replica::start("run-time", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    let mut go = Replica::start("run-time", 2, ClientKind::GrpcGo, SourceKind::Rust).await?;
+    for replica in [&mut one, &mut go] {
+        replica.client.background_on(RATE).await?;
+        all(replica, 20, true).await?;
+    }
+    set_mode(&agent, "enforce").await?;
+    for replica in [&mut one, &mut go] {
+        until_rejected(replica).await?;
+        all(replica, 100, false).await?;
+    }
+    // The path's entry is older than enforcement, so what stood in for it left nothing in the server's table.
+    for mode in ["off", "audit"] {
+        set_mode(&agent, mode).await?;
+        for replica in [&mut one, &mut go] {
+            all(replica, 50, true).await?;
+        }
+        set_mode(&agent, "enforce").await?;
+        for replica in [&mut one, &mut go] {
+            all(replica, 50, false).await?;
+        }
+    }
+    // A client that indexes, and first calls under enforcement: latched until it ends.
+    let mut latched = Replica::start("run-time", 3, ClientKind::GrpcGo, SourceKind::Rust).await?;
+    wait_for("the gate stands before it", JOIN_LIMIT, async || {
+        let _ = latched.client.call(Method::IsReady, 1).await?;
+        let status = agent.status().await?;
+        Ok(gated(&status, &latched.pod.name).then_some(()))
+    })
+    .await?;
+    all(&mut latched, 50, false).await?;
+    ensure!(agent.scrape().await?.connections("latched") == Some(1));
+    set_mode(&agent, "off").await?;
+    all(&mut latched, 50, false).await?;
+    for replica in [&mut one, &mut go] {
+        let background = replica.client.background_off().await?;
+        ensure!(
+            background.intact && background.errors.is_empty(),
+            "{background:?}"
+        );
+    }
+    agent.stop().await?;
+    Ok(())
+}
+
+fn gated(status: &Value, pod: &str) -> bool {
+    let replicas = status["replicas"].as_array();
+    replicas
+        .into_iter()
+        .flatten()
+        .any(|r| r["pod"] == pod && r["connections"]["gated"] == 1)
+}
+
+/// Killed, restarted, stopped: no gap. Then the second agent, the lease, and what `detach` says and leaves.
+#[tokio::test]
+async fn it_outlives_its_agent() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let arguments = ["--mode", "enforce", "--lease", "10s"];
+    let agent = Agent::start_at(&bpffs.pins(), &arguments).await?;
+    let mut zero = Replica::start("outlive", 0, ClientKind::GrpcGo, SourceKind::Rust).await?;
+    let mut one = Replica::start("outlive", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    let mut go = Replica::start("outlive", 2, ClientKind::GrpcGo, SourceKind::Rust).await?;
+    for replica in [&mut one, &mut go] {
+        until_rejected(replica).await?;
+    }
+    for replica in [&mut zero, &mut one, &mut go] {
+        replica.client.background_on(RATE).await?;
+    }
+    let second = Agent::spawn_at(&bpffs.pins(), &[])?;
+    let pid = agent.pid().context("it runs")?;
+    let (code, log) = second.ended().await?;
+    ensure!(
+        code == Some(1) && log.contains(&format!("pid {pid}")),
+        "{code:?}: {log}"
+    );
+    let (done, said) = detach(&bpffs).await?;
+    ensure!(
+        !done && said.to_string().contains(&format!("pid {pid}")),
+        "{said}"
+    );
+
+    let mut agent = Some(agent);
+    for round in 0..4 {
+        match agent.take() {
+            Some(agent) if round % 2 == 0 => agent.kill().await?,
+            Some(agent) => drop(agent.stop().await?),
+            None => {}
+        }
+        for replica in [&mut one, &mut go] {
+            all(replica, 200, false).await?;
+        }
+        all(&mut zero, 200, true).await?;
+        let next = Agent::start_at(&bpffs.pins(), &arguments).await?;
+        for replica in [&mut one, &mut go] {
+            all(replica, 200, false).await?;
+        }
+        all(&mut zero, 200, true).await?;
+        let scrape = next.scrape().await?;
+        // The programs counted on while nobody read.
+        for replica in [&one, &go] {
+            let rejected = counts(replica, &scrape)[1];
+            ensure!(
+                rejected > 400 * (round + 1),
+                "{}: {rejected}",
+                replica.pod.name
+            );
+        }
+        ensure!(
+            counts(&zero, &scrape) == [400 * (round + 1), 0, 0],
+            "{scrape:?}"
+        );
+        agent = Some(next);
+    }
+    agent.take().context("the last one")?.kill().await?;
+    // Nobody renews the lease.
+    until_admitted(&mut one, Duration::from_secs(60)).await?;
+    all(&mut one, 20, true).await?;
+
+    let (done, said) = detach(&bpffs).await?;
+    ensure!(!done && said["pins"][0]["connections"] == 2, "{said}");
+    for replica in [&mut zero, &mut one] {
+        all(replica, 20, true).await?;
+    }
+    for replica in [&mut zero, &mut one, &mut go] {
+        let background = replica.client.background_off().await?;
+        ensure!(
+            background.intact && background.errors.is_empty(),
+            "{background:?}"
+        );
+    }
+    drop((zero, one, go));
+    wait_for("everything is gone", JOIN_LIMIT, async || {
+        let (done, _) = detach(&bpffs).await?;
+        Ok(done.then_some(()))
+    })
+    .await?;
+    ensure!(!bpffs.pins().exists());
+    Ok(())
+}
+
+/// Stopped for a while, and continued: nothing is lost, and nothing stalls.
+#[tokio::test]
+async fn a_stopped_agent() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
+    let mut one = Replica::start("stopped", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    until_rejected(&mut one).await?;
+    agent.signal(Signal::STOP)?;
+    all(&mut one, 500, false).await?;
+    agent.signal(Signal::CONT)?;
+    let scrape = agent.scrape().await?;
+    ensure!(counts(&one, &scrape)[1] >= 500, "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Without a bpffs there is no enforcement, and the agent says so instead of doing less.
+#[tokio::test]
+async fn without_bpffs() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::spawn_at(&directory.path().join("pins"), &["--mode", "enforce"])?;
+    let (code, log) = agent.ended().await?;
+    ensure!(
+        code == Some(1) && log.contains("is not on a bpffs"),
+        "{code:?}: {log}"
+    );
+    Ok(())
+}
