@@ -62,7 +62,7 @@ pub enum Command {
     ///
     /// Changes nothing, and needs no running agent. Exit status: 0 if audit and enforcement are possible, 1 if only audit
     /// is, 2 if neither is.
-    Doctor(ReportArgs),
+    Doctor(DoctorArgs),
     /// Set the mode at run time: of the node, or of some of its replicas
     ///
     /// Without --namespace and --pod it is for every replica, wins over the rules of the configuration file, and replaces
@@ -184,6 +184,18 @@ pub struct ReportArgs {
     pub api_socket: PathBuf,
 }
 
+/// Flags of `pendguard doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Directory in which `pendguard run` would pin enforcement; an absolute path
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_PIN_DIR", default_value = PIN_DIR, value_parser = pin_dir)]
+    pub pin_dir: PathBuf,
+
+    /// What it shares with the verbs that report.
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
 /// Flags of `pendguard mode`.
 #[derive(Debug, Args)]
 pub struct ModeArgs {
@@ -207,11 +219,12 @@ pub struct ModeArgs {
 /// How calls are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Enforcer {
-    /// The best that this node allows: rewrite, else gate
+    /// The best that there is: in this version, gate
     Auto,
-    /// In the sender's buffer, before the kernel copies it
+    /// Not in this version.
+    #[value(hide = true)]
     Rewrite,
-    /// On the source's socket, as it receives
+    /// Before the source's Unix socket, as it receives (Linux 5.15)
     Gate,
 }
 
@@ -228,9 +241,10 @@ pub enum Answer {
 /// How sends are observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tap {
-    /// The best that this node allows: fentry, else tracepoints
+    /// The best that there is: in this version, tracepoints
     Auto,
-    /// The functions of the system calls
+    /// Not in this version.
+    #[value(hide = true)]
     Fentry,
     /// The tracepoints of the system calls (Linux 5.15)
     Tracepoint,
@@ -292,6 +306,10 @@ impl Origin {
 pub struct Origins {
     /// Of `--mode`.
     pub mode: Origin,
+    /// Of `--tap`.
+    pub tap: Origin,
+    /// Of `--enforcer`.
+    pub enforcer: Origin,
     /// Of `--answer`.
     pub answer: Origin,
     /// Of `--discover`.
@@ -334,6 +352,8 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Cli, Stop> {
     if let (Command::Run(run), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
         run.origins = Origins {
             mode: Origin::of(matches, "mode"),
+            tap: Origin::of(matches, "tap"),
+            enforcer: Origin::of(matches, "enforcer"),
             answer: Origin::of(matches, "answer"),
             discover: Origin::of(matches, "discover"),
         };

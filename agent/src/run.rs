@@ -197,6 +197,7 @@ mod tests {
     use crate::cli;
     use crate::engine::fake::{self, Fake};
     use crate::model::Mode;
+    use crate::policy::Policy;
     use crate::settings::DEFAULT_METHOD;
 
     fn settings(directory: &Path) -> Settings {
@@ -214,14 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_is_not_degraded_silently() {
-        let none = Err("lockdown".to_owned());
-        let enforce = Policy::new(Mode::Enforce);
-        let refused = require(&enforce, &none).unwrap_err();
-        assert!(refused.to_string().contains("lockdown"), "{refused}");
-        assert_eq!(require(&enforce, &Ok("gate")), Ok(()));
-        for mode in [Mode::Off, Mode::Audit] {
-            assert_eq!(require(&Policy::new(mode), &none), Ok(()));
+    fn a_refusal_says_why_and_what_to_do() {
+        let refused = NoEnforcer("no bpffs".to_owned()).to_string();
+        for text in ["enforce", "no bpffs", "pendguard doctor", "audit"] {
+            assert!(refused.contains(text), "{refused}");
         }
     }
 

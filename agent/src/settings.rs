@@ -61,6 +61,18 @@ pub enum SettingsError {
         /// The flag or the variable.
         place: String,
     },
+    /// A tap that doesn't exist yet.
+    #[error("{place}: not in this version, whose tap is tracepoint")]
+    Tap {
+        /// The flag or the variable.
+        place: String,
+    },
+    /// An enforcer that doesn't exist yet.
+    #[error("{place}: not in this version, whose enforcer is gate")]
+    Enforcer {
+        /// The flag or the variable.
+        place: String,
+    },
     /// A discovery that doesn't exist yet.
     #[error("{place}: this version discovers replicas in /proc only")]
     Discover {
@@ -88,6 +100,14 @@ impl Settings {
                 return Err(SettingsError::Answer { place });
             }
         };
+        if arguments.tap == cli::Tap::Fentry {
+            let place = origins.tap.written("tap", "fentry");
+            return Err(SettingsError::Tap { place });
+        }
+        if arguments.enforcer == cli::Enforcer::Rewrite {
+            let place = origins.enforcer.written("enforcer", "rewrite");
+            return Err(SettingsError::Enforcer { place });
+        }
         if arguments.discover == Discover::Kube {
             let place = origins.discover.written("discover", "kube");
             return Err(SettingsError::Discover { place });
@@ -232,7 +252,7 @@ mod tests {
         assert_eq!(defaults.lease, Duration::from_secs(3600));
         let flags = [
             "--tap",
-            "fentry",
+            "tracepoint",
             "--enforcer",
             "gate",
             "--lease",
@@ -241,7 +261,7 @@ mod tests {
             "/a",
         ];
         let settings = resolve(&flags, "").unwrap();
-        assert_eq!(settings.tap, cli::Tap::Fentry);
+        assert_eq!(settings.tap, cli::Tap::Tracepoint);
         assert_eq!(settings.enforcer, cli::Enforcer::Gate);
         assert_eq!(settings.lease, Duration::from_secs(10));
         assert_eq!(settings.pin_dir.to_str(), Some("/a"));
@@ -276,6 +296,8 @@ mod tests {
     fn what_this_version_has_not_is_refused_by_name() {
         for (flags, place) in [
             (["--answer", "quiet"], "--answer quiet: "),
+            (["--tap", "fentry"], "--tap fentry: "),
+            (["--enforcer", "rewrite"], "--enforcer rewrite: "),
             (["--discover", "kube"], "--discover kube: "),
         ] {
             let error = resolve(&flags, "").unwrap_err().to_string();

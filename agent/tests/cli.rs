@@ -57,7 +57,7 @@ fn help_and_version_are_no_errors() {
         "127.0.0.1:9470",
         "/run/pendguard/api.sock",
         "[default: audit]",
-        "fentry",
+        "tracepoint",
         "--enforcer",
         "--answer",
         "/sys/fs/bpf/pendguard",
@@ -66,7 +66,7 @@ fn help_and_version_are_no_errors() {
         assert!(help.contains(text), "{text}: {help}");
     }
     // What comes later isn't promised.
-    for text in ["kube", "quiet"] {
+    for text in ["kube", "quiet", "fentry", "rewrite"] {
         assert!(!help.contains(text), "{text}: {help}");
     }
 }
@@ -79,6 +79,14 @@ fn bad_flags_are_64_and_named() {
         (&["run", "--nothing"], "--nothing"),
         (&["run", "--mode", "loud"], "--mode"),
         (&["run", "--answer", "quiet"], "--answer quiet"),
+        (
+            &["run", "--tap", "fentry"],
+            "--tap fentry: not in this version",
+        ),
+        (
+            &["run", "--enforcer", "rewrite"],
+            "--enforcer rewrite: not in this version",
+        ),
         (&["run", "--lease", "1s"], "shorter than 10s"),
         (&["run", "--lease", "8d"], "longer than 7d"),
         (&["run", "--pin-dir", "here"], "--pin-dir"),
@@ -114,6 +122,12 @@ fn bad_variables_are_64_and_named() {
         ),
         ("PENDGUARD_MODE", "", "environment variable PENDGUARD_MODE"),
         ("PENDGUARD_ANSWER", "quiet", "PENDGUARD_ANSWER=quiet"),
+        ("PENDGUARD_TAP", "fentry", "PENDGUARD_TAP=fentry"),
+        (
+            "PENDGUARD_ENFORCER",
+            "rewrite",
+            "PENDGUARD_ENFORCER=rewrite",
+        ),
         (
             "PENDGUARD_LEASE",
             "soon",
@@ -255,17 +269,20 @@ fn doctor_answers_everywhere() {
     let socket = directory.path().join("api.sock");
     let json = run(pendguard(&["doctor", "--json", "--api-socket"]).arg(&socket));
     let report: serde_json::Value = serde_json::from_str(&json.out).expect(&json.out);
-    // This version has no enforcement, so never 0.
-    assert!([1, 2].contains(&json.status), "{}", json.out);
+    assert!([0, 1, 2].contains(&json.status), "{}", json.out);
     assert_eq!(report["exit_status"], json.status);
-    assert_eq!(report["enforcement"]["outcome"], "not_supported");
+    assert_eq!(
+        report["enforcement"]["outcome"] == "supported",
+        json.status == 0
+    );
+    assert_eq!(report["enforcer"] == "gate", json.status == 0);
     assert_eq!(report["agent"]["running"], false);
     let people = run(pendguard(&["doctor", "--api-socket"]).arg(&socket));
     assert_eq!(people.status, json.status);
     assert!(
         people
             .out
-            .contains("enforcement  not supported: not in this version"),
+            .contains("not used     enforcer rewrite: not in this version\n"),
         "{}",
         people.out
     );

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{block_on, clean, complain, print};
 use crate::api::client;
-use crate::cli::ReportArgs;
+use crate::cli::{DoctorArgs, ReportArgs};
 use crate::errors::chain;
 use crate::host::facts::Facts;
 use crate::host::{Check, Need, Outcome, Probe, ProbeResult, ProgramProbe, checks};
@@ -31,6 +31,10 @@ struct Report {
     enforcement: Verdict,
     /// What the agent would observe with; `null` if it can't.
     tap: Option<&'static str>,
+    /// What the agent would reject with; `null` if it can't.
+    enforcer: Option<&'static str>,
+    /// What would not be used, and why not.
+    not_used: Vec<NotUsed>,
     /// Everything that was looked at.
     checks: Vec<Check>,
     /// The tap's programs, loaded for a trial; `null` if that wasn't tried.
@@ -49,19 +53,27 @@ struct Verdict {
 }
 
 #[derive(Debug, Serialize)]
+struct NotUsed {
+    /// `tap` or `enforcer`.
+    kind: &'static str,
+    name: &'static str,
+    because: String,
+}
+
+#[derive(Debug, Serialize)]
 struct Agent {
     running: bool,
     detail: String,
 }
 
 /// Looks around, prints what there is, and says the exit status. `probe` loads the tap's programs for a trial.
-pub fn run(arguments: &ReportArgs, probe: Option<Probe>) -> u8 {
+pub fn run(arguments: &DoctorArgs, probe: Option<Probe>) -> u8 {
     let report = Report::new(
-        &Facts::gather(),
+        &Facts::gather(&arguments.pin_dir),
         probe.map(|probe| probe()),
-        agent(arguments),
+        agent(&arguments.report),
     );
-    let text = if arguments.json {
+    let text = if arguments.report.json {
         serde_json::to_string_pretty(&report)
             .map(|text| text + "\n")
             .map_err(Into::into)
@@ -114,10 +126,24 @@ impl Report {
                 .map(|check| check.id.to_owned())
                 .collect(),
         };
+        let (outcome, reasons) = checks::enforcement(&checks, audit);
         let enforcement = Verdict {
-            outcome: Outcome::NotSupported,
-            because: vec!["not in this version, which audits only".to_owned()],
+            outcome,
+            because: reasons,
         };
+        let absent = |kind, name| NotUsed {
+            kind,
+            name,
+            because: "not in this version".to_owned(),
+        };
+        let mut not_used = vec![absent("tap", "fentry"), absent("enforcer", "rewrite")];
+        if enforcement.outcome != Outcome::Supported {
+            not_used.push(NotUsed {
+                kind: "enforcer",
+                name: "gate",
+                because: enforcement.because.join(", "),
+            });
+        }
         Self {
             version: version::VERSION,
             exit_status: exit_status(audit, enforcement.outcome),
@@ -125,7 +151,9 @@ impl Report {
                 outcome: audit,
                 because,
             },
+            enforcer: (enforcement.outcome == Outcome::Supported).then_some("gate"),
             enforcement,
+            not_used,
             tap: (audit == Outcome::Supported).then_some("tracepoint"),
             checks,
             programs: probe.map(|probe| probe.programs),
@@ -176,14 +204,25 @@ fn render(report: &Report, out: &mut String) -> fmt::Result {
         "\nagent        {agent}: {}",
         clean(&report.agent.detail)
     )?;
-    verdict(out, "audit", &report.audit, report.tap)?;
-    verdict(out, "enforcement", &report.enforcement, None)
+    let tap = report.tap.map(|tap| format!("the {tap} tap"));
+    let enforcer = report.enforcer.map(|enforcer| format!("the {enforcer}"));
+    verdict(out, "audit", &report.audit, tap)?;
+    verdict(out, "enforcement", &report.enforcement, enforcer)?;
+    for one in &report.not_used {
+        let NotUsed {
+            kind,
+            name,
+            because,
+        } = one;
+        writeln!(out, "{:<12} {kind} {name}: {because}", "not used")?;
+    }
+    Ok(())
 }
 
-fn verdict(out: &mut String, name: &str, verdict: &Verdict, with: Option<&str>) -> fmt::Result {
+fn verdict(out: &mut String, name: &str, verdict: &Verdict, with: Option<String>) -> fmt::Result {
     write!(out, "{name:<12} {}", verdict.outcome.name())?;
     if let Some(with) = with {
-        write!(out, ", with the {with} tap")?;
+        write!(out, ", with {with}")?;
     }
     if !verdict.because.is_empty() {
         write!(out, ": {}", verdict.because.join(", "))?;
@@ -193,7 +232,10 @@ fn verdict(out: &mut String, name: &str, verdict: &Verdict, with: Option<&str>) 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::cli::PIN_DIR;
 
     fn probe(outcome: Outcome) -> ProbeResult {
         ProbeResult {
@@ -217,7 +259,7 @@ mod tests {
             running: false,
             detail: "none".to_owned(),
         };
-        Report::new(&Facts::gather(), probe, agent)
+        Report::new(&Facts::gather(Path::new(PIN_DIR)), probe, agent)
     }
 
     #[test]
@@ -231,11 +273,26 @@ mod tests {
     }
 
     #[test]
-    fn this_version_never_claims_to_enforce() {
-        for probe in [None, Some(probe(Outcome::Supported))] {
+    fn nothing_is_claimed_that_was_not_tried() {
+        // Without a trial, or one that has not tried the gate.
+        for probe in [None, Some(probe(Outcome::NotSupported))] {
             let report = report(probe);
-            assert_eq!(report.enforcement.outcome, Outcome::NotSupported);
             assert_ne!(report.exit_status, EXIT_ALL);
+            assert_eq!(report.enforcer, None);
+            assert!(report.not_used.iter().any(|one| one.name == "gate"));
+        }
+    }
+
+    #[test]
+    fn what_this_version_has_not_is_told() {
+        let report = report(None);
+        let mut text = String::new();
+        render(&report, &mut text).unwrap();
+        for line in [
+            "not used     tap fentry: not in this version\n",
+            "not used     enforcer rewrite: not in this version\n",
+        ] {
+            assert!(text.contains(line), "{text}");
         }
     }
 
@@ -252,7 +309,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("\nenforcement  not supported: not in this version"),
+            text.contains("\nenforcement  not supported: it needs what audit needs"),
             "{text}"
         );
     }
@@ -265,6 +322,8 @@ mod tests {
             "audit",
             "enforcement",
             "tap",
+            "enforcer",
+            "not_used",
             "checks",
             "programs",
             "agent",
@@ -272,7 +331,7 @@ mod tests {
         ] {
             assert!(json.get(key).is_some(), "{key}");
         }
-        assert_eq!(json["enforcement"]["outcome"], "not_supported");
+        assert_eq!(json["not_used"][1]["name"], "rewrite");
         assert_eq!(json["checks"][0]["id"], "kernel");
         assert_eq!(json["checks"][0]["needed_for"], "audit");
         assert_eq!(json["programs"][0]["verified_instructions"], 99);

@@ -7,6 +7,7 @@
 //! | [`pins`] | what stays in the kernel when the agent goes |
 //! | [`old`] | what an agent of another build left there |
 //! | [`detach`] | takes everything away |
+//! | [`kernels`] | on which kernels the gate would not be safe |
 //!
 //! Nothing of it is set up before some replica's calls are to be rejected. From then on programs, maps and links are pinned: a
 //! killed agent, a restart or an upgrade is no gap. What ends it are a change of mode, the lease, which a living agent
@@ -14,6 +15,7 @@
 
 pub mod detach;
 pub mod gate;
+pub mod kernels;
 pub mod old;
 pub mod peer;
 pub mod pins;
@@ -47,6 +49,9 @@ pub struct Plan {
 /// Why nothing can be enforced.
 #[derive(Debug, thiserror::Error)]
 pub enum EnforceError {
+    /// The kernel.
+    #[error("{0}")]
+    Kernel(String),
     /// Pinning.
     #[error(transparent)]
     Pins(#[from] PinError),
@@ -110,6 +115,11 @@ impl Enforcement {
     /// The kind of enforcer that there is or would be, or why there is none.
     pub fn kind(&self) -> Result<&'static str, String> {
         if self.gate.is_none()
+            && let Some(why) = kernels::refused()
+        {
+            return Err(why);
+        }
+        if self.gate.is_none()
             && !pins::is_bpffs(&self.plan.pin_dir)
             && let Some(why) = pins::not_mountable(&self.plan.pin_dir)
         {
@@ -128,6 +138,9 @@ impl Enforcement {
     pub fn enforce(&mut self, tap: &mut Tap) -> Result<(), EnforceError> {
         if self.gate.is_some() {
             return Ok(());
+        }
+        if let Some(why) = kernels::refused() {
+            return Err(EnforceError::Kernel(why));
         }
         self.take()?;
         self.renew(tap);

@@ -3,9 +3,12 @@
 
 use super::facts::{Cgroup, Facts, Known, TRACEFS};
 use super::{Check, Need, Outcome, ProbeResult};
+use crate::enforce::kernels::Kernel;
+use crate::tap::hooks::{GATE, GATE_WALK, HOLDS};
 
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_DAC_READ_SEARCH: u32 = 2;
+const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -39,8 +42,13 @@ pub fn all(facts: &Facts, probe: Option<&ProbeResult>) -> Vec<Check> {
         unprivileged_bpf(facts),
         memlock(facts),
         jit(facts),
-        bpffs(facts),
         cgroup(facts),
+        gate_kernel(facts),
+        gate_close_race(facts),
+        net_admin(facts),
+        bpffs(facts),
+        pidfd_getfd(facts),
+        holds(facts),
     ]);
     checks.extend(probe.map(|probe| Check {
         id: "tap_programs",
@@ -52,7 +60,26 @@ pub fn all(facts: &Facts, probe: Option<&ProbeResult>) -> Vec<Check> {
             "The tap can't be loaded, so nothing can be observed.",
         ),
     }));
+    checks.extend(probe.map(gate_programs));
     checks
+}
+
+/// Whether enforcement is possible, where audit is `audit`; with the ids of what stands in the way, or a sentence.
+pub fn enforcement(checks: &[Check], audit: Outcome) -> (Outcome, Vec<String>) {
+    if audit != Outcome::Supported {
+        return (audit, vec!["it needs what audit needs".to_owned()]);
+    }
+    let needed = || {
+        checks
+            .iter()
+            .filter(|check| check.needed_for == Need::Enforcement)
+    };
+    let worst = needed().map(|check| check.outcome).max();
+    let worst = worst.unwrap_or(Outcome::Inconclusive);
+    let because = needed()
+        .filter(|check| check.outcome == worst && worst != Outcome::Supported)
+        .map(|check| check.id.to_owned());
+    (worst, because.collect())
 }
 
 /// Whether audit is possible. Programs that have been loaded settle what could not be found out otherwise; what is
@@ -93,6 +120,14 @@ fn required(id: &'static str, found: Known<(bool, String)>, consequence: &str) -
         outcome,
         detail,
         consequence: unless(outcome == Outcome::Supported, consequence),
+    }
+}
+
+/// A check that enforcement needs, and audit doesn't.
+fn for_enforcement(id: &'static str, found: Known<(bool, String)>, consequence: &str) -> Check {
+    Check {
+        needed_for: Need::Enforcement,
+        ..required(id, found, consequence)
     }
 }
 
@@ -376,7 +411,8 @@ fn lockdown(facts: &Facts) -> Check {
         Ok(Some("integrity")) => information(
             "lockdown",
             Ok("integrity".to_owned()),
-            "Audit is not affected. Programs may not write to processes, which rules out the rewrite enforcer.",
+            "Audit and the gate are not affected. Programs may not write to processes, which would rule out the rewrite enforcer; \
+             this version has none.",
         ),
         _ => information(
             "lockdown",
@@ -421,12 +457,142 @@ fn jit(facts: &Facts) -> Check {
     information("bpf_jit", found, consequence)
 }
 
-fn bpffs(facts: &Facts) -> Check {
-    let found = facts.bpffs.clone().map(|mounted| match mounted {
-        Some(point) => format!("mounted on {}", point.display()),
-        None => "not mounted; audit pins nothing".to_owned(),
+fn known_kernel(facts: &Facts) -> Known<Kernel> {
+    let release = facts.release.clone()?;
+    let version = facts.version.clone().unwrap_or_default();
+    Kernel::parse(&release, &version).ok_or_else(|| format!("{release:?} is no version"))
+}
+
+fn gate_kernel(facts: &Facts) -> Check {
+    let (outcome, why) = match known_kernel(facts) {
+        Ok(kernel) => {
+            let (outcome, why) = kernel.gate();
+            (outcome, why.to_owned())
+        }
+        Err(reason) => (Outcome::Inconclusive, reason),
+    };
+    let well = outcome == Outcome::Supported;
+    Check {
+        id: "gate_kernel",
+        needed_for: Need::Enforcement,
+        outcome,
+        detail: if well {
+            "nothing is known against the gate on this kernel".to_owned()
+        } else {
+            why
+        },
+        consequence: unless(
+            well,
+            "The gate puts Unix sockets into a socket map. It is not used on a kernel that is known to do that unsafely: \
+             update the kernel (6.1.72, 6.6.5, 6.7 or later).",
+        ),
+    }
+}
+
+/// Most kernels in use have this bug: it is told, and refuses nothing.
+fn gate_close_race(facts: &Facts) -> Check {
+    let outcome = known_kernel(facts).map_or(Outcome::Inconclusive, Kernel::close_race);
+    let detail = match outcome {
+        Outcome::Supported => "CVE-2026-43016 is fixed in this kernel",
+        Outcome::Inconclusive => "not known whether CVE-2026-43016 is fixed",
+        Outcome::NotSupported => "not known to be fixed: CVE-2026-43016",
+    };
+    Check {
+        id: "gate_close_race",
+        needed_for: Need::Information,
+        outcome,
+        detail: detail.to_owned(),
+        consequence: unless(
+            outcome == Outcome::Supported,
+            "A send to a gated source that is just ending may read freed kernel memory. Fixed in 6.6.134, 6.12.81, 6.18.22, \
+             6.19.12 and 7.0; ask your distribution.",
+        ),
+    }
+}
+
+fn net_admin(facts: &Facts) -> Check {
+    let found = has(facts, CAP_NET_ADMIN).map(|there| {
+        let is = if there { "is there" } else { "is missing" };
+        (there, format!("CAP_NET_ADMIN {is}"))
     });
-    information("bpffs", found, "")
+    for_enforcement(
+        "cap_net_admin",
+        found,
+        "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability. The map is made with \
+         the others: without CAP_SYS_ADMIN too, there is no audit either (tap_programs).",
+    )
+}
+
+fn bpffs(facts: &Facts) -> Check {
+    let pins = &facts.pin_dir;
+    let path = pins.path.display();
+    let found = match (&pins.not_mountable, has(facts, CAP_SYS_ADMIN)) {
+        _ if pins.bpffs => Ok((true, format!("{path} is on one"))),
+        (Some(why), _) => Ok((false, format!("{path} is not on one: {why}"))),
+        (None, Ok(true)) => Ok((
+            true,
+            "not mounted; the agent mounts it when it is to enforce".to_owned(),
+        )),
+        (None, Ok(false)) => Ok((
+            false,
+            "not mounted, and CAP_SYS_ADMIN is missing".to_owned(),
+        )),
+        (None, Err(reason)) => Err(reason),
+    };
+    for_enforcement(
+        "bpffs",
+        found,
+        "Enforcement is pinned, so that it outlives the agent. Mount one: mount -t bpf bpf /sys/fs/bpf. In a container, mount \
+         the host's /sys/fs/bpf. Audit pins nothing.",
+    )
+}
+
+fn pidfd_getfd(facts: &Facts) -> Check {
+    let found = match &facts.pidfd_getfd {
+        Ok(()) => (true, "works".to_owned()),
+        Err(reason) => (false, reason.clone()),
+    };
+    for_enforcement(
+        "pidfd_getfd",
+        Ok(found),
+        "The source's end of a connection is found by this system call (and CAP_SYS_PTRACE). A seccomp profile may forbid it.",
+    )
+}
+
+fn holds(facts: &Facts) -> Check {
+    let found = match &facts.missing_holds {
+        Ok(missing) if missing.is_empty() => Ok((true, "all are there".to_owned())),
+        Ok(missing) => {
+            let places: Vec<&str> = missing.iter().map(|one| &*one.place).collect();
+            Ok((false, format!("missing: {}", places.join(", "))))
+        }
+        // As with the tap's: the agent mounts it for itself, and a kernel that has the exits has the entries.
+        Err(reason) if matches!(facts.tracefs, Ok(None)) => Ok((true, reason.clone())),
+        Err(reason) => Err(reason.clone()),
+    };
+    for_enforcement(
+        "hold_tracepoints",
+        found,
+        "Sends are held at these while the gate joins their connection.",
+    )
+}
+
+fn gate_programs(probe: &ProbeResult) -> Check {
+    let needed = |name: &str| {
+        name == GATE || name == GATE_WALK.1 || HOLDS.iter().any(|hook| hook.program == name)
+    };
+    let programs: Vec<_> = probe.programs.iter().filter(|p| needed(p.name)).collect();
+    let refused = programs.iter().find(|p| p.outcome != Outcome::Supported);
+    let found = match (programs.is_empty(), refused) {
+        (true, _) => Err("not tried".to_owned()),
+        (false, Some(program)) => Ok((false, format!("the kernel refuses {}", program.name))),
+        (false, None) => Ok((true, format!("the kernel takes all {}", programs.len()))),
+    };
+    for_enforcement(
+        "gate_programs",
+        found,
+        "The gate can't be loaded, so nothing can be rejected.",
+    )
 }
 
 fn cgroup(facts: &Facts) -> Check {
@@ -447,12 +613,14 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::host::facts::Missing;
+    use crate::host::ProgramProbe;
+    use crate::host::facts::{Missing, PinDir};
 
     fn good() -> Facts {
         Facts {
             architecture: "x86_64",
             release: Ok("6.1.0-18-cloud-amd64".to_owned()),
+            version: Ok("#1 SMP PREEMPT_DYNAMIC Debian 6.1.76-1 (2024-02-01)".to_owned()),
             capabilities: Ok(u64::MAX),
             pid_namespace: Ok(INITIAL_PID_NAMESPACE),
             user_namespace: Ok(INITIAL_USER_NAMESPACE),
@@ -460,6 +628,13 @@ mod tests {
             tracing: true,
             tracefs: Ok(Some(PathBuf::from(TRACEFS))),
             missing_tracepoints: Ok(Vec::new()),
+            missing_holds: Ok(Vec::new()),
+            pin_dir: PinDir {
+                path: PathBuf::from("/sys/fs/bpf/pendguard"),
+                bpffs: true,
+                not_mountable: None,
+            },
+            pidfd_getfd: Ok(()),
             lockdown: Ok(Some("none".to_owned())),
             perf_event_paranoid: Ok(2),
             unprivileged_bpf_disabled: Ok(2),
@@ -482,7 +657,7 @@ mod tests {
         let checks = all(facts, None);
         let check = checks.iter().find(|check| check.id == id).expect(id);
         // A problem says what follows.
-        if check.needed_for == Need::Audit {
+        if check.needed_for != Need::Information {
             assert!(
                 check.outcome == Outcome::Supported || !check.consequence.is_empty(),
                 "{check:?}"
@@ -498,6 +673,95 @@ mod tests {
     #[test]
     fn a_good_node_can_audit() {
         assert_eq!(audit_of(&good()), Outcome::Supported);
+    }
+
+    fn gate_probe(outcome: Outcome) -> ProbeResult {
+        let one = |name| ProgramProbe {
+            name,
+            hook: String::new(),
+            outcome,
+            detail: String::new(),
+            verified_instructions: None,
+        };
+        ProbeResult {
+            outcome: Outcome::Supported,
+            detail: String::new(),
+            programs: vec![one(GATE), one(GATE_WALK.1), one("hold_write")],
+        }
+    }
+
+    fn enforcement_of(facts: &Facts, probe: &ProbeResult) -> (Outcome, Vec<String>) {
+        let checks = all(facts, Some(probe));
+        enforcement(&checks, audit(&checks, Some(probe)))
+    }
+
+    #[test]
+    fn a_good_node_can_enforce() {
+        let loads = gate_probe(Outcome::Supported);
+        let possible = (Outcome::Supported, Vec::new());
+        assert_eq!(enforcement_of(&good(), &loads), possible);
+        // Lockdown is no obstacle, and neither is what the agent can mount.
+        let mut facts = good();
+        facts.lockdown = Ok(Some("integrity".to_owned()));
+        facts.pin_dir.bpffs = false;
+        facts.tracefs = Ok(None);
+        facts.missing_tracepoints = Err("tracefs is not mounted".to_owned());
+        facts.missing_holds = Err("tracefs is not mounted".to_owned());
+        assert_eq!(enforcement_of(&facts, &loads), possible);
+    }
+
+    #[test]
+    fn whatever_enforcement_lacks_leaves_audit_alone() {
+        use Outcome::{Inconclusive, NotSupported};
+        type Case = (&'static str, Outcome, fn(&mut Facts));
+        let cases: Vec<Case> = vec![
+            ("gate_kernel", NotSupported, |f| {
+                f.release = Ok("5.15.148".to_owned());
+                f.version = Ok(String::new());
+            }),
+            ("gate_kernel", Inconclusive, |f| {
+                f.version = Ok(String::new())
+            }),
+            ("cap_net_admin", NotSupported, |f| {
+                f.capabilities = Ok(!(1 << CAP_NET_ADMIN))
+            }),
+            ("bpffs", NotSupported, |f| {
+                f.pin_dir.bpffs = false;
+                f.pin_dir.not_mountable = Some("in a container".to_owned());
+            }),
+            ("bpffs", NotSupported, |f| {
+                f.pin_dir.bpffs = false;
+                f.capabilities = Ok(!(1 << CAP_SYS_ADMIN));
+            }),
+            ("pidfd_getfd", NotSupported, |f| {
+                f.pidfd_getfd = Err("not permitted".to_owned())
+            }),
+            ("hold_tracepoints", NotSupported, |f| {
+                f.missing_holds = Ok(vec![missing(true)])
+            }),
+            ("hold_tracepoints", Inconclusive, |f| {
+                f.missing_holds = Err("closed".to_owned())
+            }),
+        ];
+        let loads = gate_probe(Outcome::Supported);
+        for (id, expected, change) in cases {
+            let mut facts = good();
+            change(&mut facts);
+            assert_eq!(outcome(&facts, id), expected, "{id} {facts:?}");
+            assert_eq!(audit_of(&facts), Outcome::Supported, "{id}");
+            let because = vec![id.to_owned()];
+            assert_eq!(enforcement_of(&facts, &loads), (expected, because));
+        }
+        let refused = gate_probe(NotSupported);
+        let because = vec!["gate_programs".to_owned()];
+        assert_eq!(enforcement_of(&good(), &refused), (NotSupported, because));
+        // No enforcement without audit.
+        let mut facts = good();
+        facts.btf = Ok(false);
+        assert_eq!(enforcement_of(&facts, &loads).0, NotSupported);
+        // A trial that was not made settles nothing.
+        let checks = all(&good(), None);
+        assert!(checks.iter().all(|check| check.id != "gate_programs"));
     }
 
     #[test]

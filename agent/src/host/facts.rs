@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use crate::tap::hooks::HOOKS;
+use crate::enforce::{peer, pins};
+use crate::tap::hooks::{HOLDS, HOOKS, Hook};
 
 /// Something that was read, or why it could not be.
 pub type Known<T> = Result<T, String>;
@@ -31,6 +33,8 @@ pub struct Facts {
     pub architecture: &'static str,
     /// `uname -r`.
     pub release: Known<String>,
+    /// `uname -v`.
+    pub version: Known<String>,
     /// Effective capabilities, a bit each.
     pub capabilities: Known<u64>,
     /// Inode of our pid namespace.
@@ -45,6 +49,12 @@ pub struct Facts {
     pub tracefs: Known<Option<PathBuf>>,
     /// Which of the tap's tracepoints are missing; an error where tracefs isn't mounted or can't be read.
     pub missing_tracepoints: Known<Vec<Missing>>,
+    /// The same of those that the gate needs to join connections.
+    pub missing_holds: Known<Vec<Missing>>,
+    /// The directory in which enforcement would be pinned.
+    pub pin_dir: PinDir,
+    /// Whether descriptors of other processes can be duplicated at all (`pidfd_getfd`), or why not.
+    pub pidfd_getfd: Known<()>,
     /// The lockdown in force (`none`, `integrity`, `confidentiality`); `None` if the kernel has no lockdown.
     pub lockdown: Known<Option<String>>,
     /// `kernel.perf_event_paranoid`.
@@ -61,6 +71,27 @@ pub struct Facts {
     pub memlock: Option<u64>,
 }
 
+/// A directory to pin in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinDir {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it is on a bpffs.
+    pub bpffs: bool,
+    /// Why the agent would not mount one for it; `None`: it would, where it may.
+    pub not_mountable: Option<String>,
+}
+
+impl PinDir {
+    fn look(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            bpffs: pins::is_bpffs(path),
+            not_mountable: pins::not_mountable(path),
+        }
+    }
+}
+
 /// Mounted cgroup hierarchies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cgroup {
@@ -75,14 +106,17 @@ pub enum Cgroup {
 }
 
 impl Facts {
-    /// Of this node.
-    pub fn gather() -> Self {
+    /// Of this node, where enforcement would be pinned in `pin_dir`.
+    pub fn gather(pin_dir: &Path) -> Self {
         let memlock = rustix::process::getrlimit(rustix::process::Resource::Memlock);
-        Self::below(Path::new("/"), memlock.current)
+        Self {
+            pidfd_getfd: pidfd_getfd(),
+            ..Self::below(Path::new("/"), memlock.current, PinDir::look(pin_dir))
+        }
     }
 
     /// Of a node whose file tree begins at `root`.
-    fn below(root: &Path, memlock: Option<u64>) -> Self {
+    fn below(root: &Path, memlock: Option<u64>, pin_dir: PinDir) -> Self {
         let tree = Tree(root);
         let mounts = tree.text("/proc/self/mounts");
         let mounted = |kind: &str| mounts.clone().map(|text| mount_points(&text, kind));
@@ -93,12 +127,16 @@ impl Facts {
         Self {
             architecture: std::env::consts::ARCH,
             release: tree.text("/proc/sys/kernel/osrelease").map(trimmed),
+            version: tree.text("/proc/sys/kernel/version").map(trimmed),
             capabilities: tree.capabilities(),
             pid_namespace: tree.namespace("pid"),
             user_namespace: tree.namespace("user"),
             btf: tree.exists("/sys/kernel/btf/vmlinux", "/sys/kernel"),
             tracing: tree.path(TRACEFS).is_dir(),
-            missing_tracepoints: tree.missing_tracepoints(&tracefs),
+            missing_tracepoints: tree.missing(&HOOKS, &tracefs),
+            missing_holds: tree.missing(&HOLDS, &tracefs),
+            pin_dir,
+            pidfd_getfd: Err("not tried".to_owned()),
             tracefs,
             lockdown: tree.lockdown(&mounted("securityfs")),
             perf_event_paranoid: tree.number("/proc/sys/kernel/perf_event_paranoid"),
@@ -158,7 +196,7 @@ impl Tree<'_> {
             .ok_or_else(|| format!("{path}: {} names no namespace", link.display()))
     }
 
-    fn missing_tracepoints(&self, tracefs: &Known<Option<PathBuf>>) -> Known<Vec<Missing>> {
+    fn missing(&self, hooks: &[Hook], tracefs: &Known<Option<PathBuf>>) -> Known<Vec<Missing>> {
         let Some(tracefs) = tracefs.clone()? else {
             return Err("tracefs is not mounted".to_owned());
         };
@@ -169,7 +207,7 @@ impl Tree<'_> {
             let found = fs::metadata(events.join(place));
             found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         };
-        let missing = HOOKS.iter().filter_map(|hook| {
+        let missing = hooks.iter().filter_map(|hook| {
             Some(hook.place()).filter(absent).map(|place| Missing {
                 place,
                 without: hook.without,
@@ -197,6 +235,16 @@ impl Tree<'_> {
             Err(error) => Err(format!("{path}: {error}")),
         }
     }
+}
+
+/// Duplicates a descriptor of this process: what other processes' take besides is CAP_SYS_PTRACE.
+fn pidfd_getfd() -> Known<()> {
+    let file = fs::File::open("/proc/self/status").map_err(|e| e.to_string())?;
+    let fd = u32::try_from(file.as_raw_fd()).map_err(|e| e.to_string())?;
+    peer::Process::open(std::process::id())
+        .and_then(|this| this.descriptor(fd))
+        .map(drop)
+        .map_err(|e| e.to_string())
 }
 
 fn trimmed(text: String) -> String {
@@ -236,6 +284,15 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
+    fn below(root: &Path, memlock: Option<u64>) -> Facts {
+        let pin_dir = PinDir {
+            path: PathBuf::from("/sys/fs/bpf/x"),
+            bpffs: true,
+            not_mountable: None,
+        };
+        Facts::below(root, memlock, pin_dir)
+    }
+
     /// A node that has everything.
     fn node() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
@@ -260,7 +317,7 @@ mod tests {
         symlink("pid:[4026531836]", root.join("proc/self/ns/pid")).unwrap();
         symlink("user:[4026531837]", root.join("proc/self/ns/user")).unwrap();
         write(root, "/sys/kernel/btf/vmlinux", "");
-        for hook in &HOOKS {
+        for hook in HOOKS.iter().chain(&HOLDS) {
             write(
                 root,
                 &format!("{TRACEFS}/events/{}/id", hook.place()),
@@ -281,7 +338,7 @@ mod tests {
     #[test]
     fn a_node_that_has_everything() {
         let node = node();
-        let facts = Facts::below(node.path(), None);
+        let facts = below(node.path(), None);
         assert_eq!(facts.release.as_deref(), Ok("6.1.0-18-cloud-amd64"));
         assert_eq!(facts.capabilities, Ok(0x1ff_ffff_ffff));
         assert_eq!(facts.pid_namespace, Ok(4_026_531_836));
@@ -290,6 +347,7 @@ mod tests {
         assert!(facts.tracing);
         assert_eq!(facts.tracefs, Ok(Some(PathBuf::from(TRACEFS))));
         assert_eq!(facts.missing_tracepoints, Ok(vec![]));
+        assert_eq!(facts.missing_holds, Ok(vec![]));
         assert_eq!(facts.lockdown, Ok(Some("integrity".to_owned())));
         assert_eq!(facts.perf_event_paranoid, Ok(2));
         assert_eq!(facts.bpffs, Ok(Some(PathBuf::from("/sys/fs/bpf"))));
@@ -299,7 +357,7 @@ mod tests {
     #[test]
     fn a_node_that_has_nothing() {
         let node = tempfile::tempdir().unwrap();
-        let facts = Facts::below(node.path(), Some(65536));
+        let facts = below(node.path(), Some(65536));
         assert!(
             facts
                 .release
@@ -321,7 +379,7 @@ mod tests {
         fs::remove_file(root.join("sys/kernel/security/lockdown")).unwrap();
         let writev = "syscalls/sys_exit_writev";
         fs::remove_dir_all(root.join("sys/kernel/tracing/events").join(writev)).unwrap();
-        let facts = Facts::below(root, None);
+        let facts = below(root, None);
         assert_eq!(facts.btf, Ok(false));
         assert_eq!(facts.lockdown, Ok(None));
         let missing = facts.missing_tracepoints.unwrap();
@@ -338,7 +396,7 @@ mod tests {
             "cgroup /c cgroup rw 0 0\ncgroup2 /u cgroup2 rw 0 0\n",
         );
         fs::remove_file(node.path().join("sys/kernel/security/lockdown")).unwrap();
-        let facts = Facts::below(node.path(), None);
+        let facts = below(node.path(), None);
         assert_eq!(facts.tracefs, Ok(None));
         assert_eq!(
             facts.missing_tracepoints,
@@ -354,7 +412,7 @@ mod tests {
         write(node.path(), "/proc/self/status", "CapEff:\tzz\n");
         write(node.path(), "/proc/sys/net/core/bpf_jit_enable", "yes\n");
         write(node.path(), "/sys/kernel/security/lockdown", "none\n");
-        let facts = Facts::below(node.path(), None);
+        let facts = below(node.path(), None);
         assert!(facts.capabilities.is_err());
         assert!(facts.bpf_jit_enable.is_err());
         assert!(facts.lockdown.is_err());
@@ -362,8 +420,10 @@ mod tests {
 
     #[test]
     fn this_node_can_be_looked_at() {
-        let facts = Facts::gather();
+        let facts = Facts::gather(Path::new("/nowhere"));
         assert!(facts.release.is_ok());
+        assert!(!facts.pin_dir.bpffs && facts.pin_dir.not_mountable.is_some());
+        assert_eq!(facts.pidfd_getfd, Ok(()));
         assert!(facts.capabilities.is_ok());
     }
 }
