@@ -20,7 +20,7 @@ use aya_ebpf::macros::stream_verdict;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::maps::{
-    CONNECTIONS, GATED, GATES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, failed, leased,
+    CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, failed, leased,
 };
 
 /// Steps that one run of the walk makes; a watched path ends it too. What is done for a path stands before the steps, not in
@@ -158,6 +158,7 @@ fn copy(from: &Conn, to: &Conn) {
 #[inline(always)]
 fn lost(g: &Gated) {
     g.state.set(state::LOST);
+    let _ = OBSTACLES.insert(g.key, Failure::Lost as u32, 0);
     // SAFETY: it is a map value.
     if let Some(tracked) = CONNECTIONS.get_ptr(g.key).map(|t| unsafe { &*t }) {
         tracked.gated.set(0);

@@ -10,7 +10,7 @@ use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::substitute::Substitute;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, SockHash};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
 
 use crate::source::Scratch;
 
@@ -67,11 +67,8 @@ pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 pub static OBSTACLES: HashMap<ConnKey, u32> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
-/// The sources' ends of the connections that the gate stands before, by their own cookie.
-#[map]
-pub static GATE: SockHash<u64> = SockHash::with_max_entries(MAX_GATED, 0);
-
-/// These connections, by the cookie of the client's end.
+/// The connections that the gate stands before, by the cookie of the client's end. (The map of the sources' ends is the
+/// agent's to make: it takes CAP_NET_ADMIN, which an audit doesn't, and no program uses it.)
 #[map]
 pub static GATED: HashMap<u64, Gated> = HashMap::with_max_entries(MAX_GATED, 0);
 

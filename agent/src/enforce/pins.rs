@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agent_common::abi;
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, mount};
 
@@ -266,6 +266,23 @@ pub fn pin(object: &OwnedFd, path: &Path) -> Result<(), PinError> {
     attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
     call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map_err(|e| PinError::at(path, &e))?;
     Ok(())
+}
+
+/// Makes a map of sockets by numbers of 8 bytes (CAP_NET_ADMIN).
+pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
+    // SAFETY: as in `pin`.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_SOCKHASH as u32;
+    attr.__bindgen_anon_1.key_size = 8;
+    attr.__bindgen_anon_1.value_size = 4;
+    attr.__bindgen_anon_1.max_entries = entries;
+    for (to, from) in (0..).zip(b"GATE") {
+        // SAFETY: the name has 16 octets, of which the last stay 0.
+        unsafe { attr.__bindgen_anon_1.map_name[to] = (*from).cast_signed() };
+    }
+    let fd = call(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: the call made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Opens a pinned object.

@@ -21,7 +21,7 @@ pub mod tracefs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target, Totals, Tracked};
+use agent_common::abi::{ConnKey, Control, MAX_GATED, MAX_SLOTS, Slot, Target, Totals, Tracked};
 use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
@@ -92,6 +92,9 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
+/// The map of the sources' ends of the connections that the gate stands before, by their own cookies.
+const GATE_SOCKETS: &str = "GATE";
+
 /// Watched processes.
 pub type Targets = HashMap<MapData, u32, Target>;
 /// Tracked connections, read as bytes (see [`agent_common::abi::tracked`]).
@@ -119,6 +122,8 @@ pub struct Tap {
     /// What governs enforcement.
     pub control: MappedArray<Control>,
     gate: Option<GateMaps>,
+    /// The map of the sources' ends, where it was found pinned.
+    sockets: Option<SockHash<MapData, u64>>,
 }
 
 /// A program as the tap keeps it.
@@ -131,7 +136,6 @@ struct Attached {
 }
 
 struct GateMaps {
-    sockets: SockHash<MapData, u64>,
     gated: HashMap<MapData, u64, [u8; GATED]>,
     obstacles: HashMap<MapData, ConnKey, u32>,
 }
@@ -173,10 +177,10 @@ impl Maps<'_> {
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
             gate: Some(GateMaps {
-                sockets: self.take("GATE")?,
                 gated: self.take("GATED")?,
                 obstacles: self.take("OBSTACLES")?,
             }),
+            sockets: None,
         })
     }
 }
@@ -248,7 +252,9 @@ pub fn adopt(directory: &Path) -> Result<Tap, TapError> {
         .chain(&HOLDS)
         .map(|hook| adopted(directory, hook))
         .collect();
-    Maps(&mut by_name).tap(None, programs, Vec::new())
+    let mut tap = Maps(&mut by_name).tap(None, programs, Vec::new())?;
+    tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
+    Ok(tap)
 }
 
 /// A program that is found pinned, and whether its link is.
@@ -483,8 +489,13 @@ impl Tap {
             gates
                 .set(place, fd, 0)
                 .map_err(|e| map_error("GATES", &e))?;
-            let sockets: SockHash<_, u64> =
-                SockHash::try_from(duplicate(ebpf, "GATE")?).map_err(|e| map_error("GATE", &e))?;
+            let fd = pins::sock_hash(MAX_GATED).map_err(|e| io_error(GATE_SOCKETS, &e))?;
+            let copy = fd.try_clone().map_err(|e| io_error(GATE_SOCKETS, &e))?;
+            self.maps.push((GATE_SOCKETS.to_owned(), copy));
+            let sockets: SockHash<_, u64> = MapData::from_fd(fd)
+                .and_then(Map::from_map_data)
+                .and_then(SockHash::try_from)
+                .map_err(|e| map_error(GATE_SOCKETS, &e))?;
             let refused = |e: ProgramError| GateError::Program(GATE, chain(&e));
             let program = sk_skb(ebpf, GATE)?;
             let link = program.attach(sockets.fd()).map_err(refused)?;
@@ -503,12 +514,16 @@ impl Tap {
             })
             .map_err(|_| TapError::Thread("it panicked".into()))??;
             self.programs.extend(holds);
+            self.sockets = Some(sockets);
         }
-        let maps = self.gate.take().ok_or_else(|| TapError::Map {
-            name: "GATE",
-            reason: "in use".into(),
-        })?;
-        Ok(Gate::new(maps.sockets, maps.gated, maps.obstacles))
+        match (self.gate.take(), self.sockets.take()) {
+            (Some(maps), Some(sockets)) => Ok(Gate::new(sockets, maps.gated, maps.obstacles)),
+            _ => Err(TapError::Map {
+                name: GATE_SOCKETS,
+                reason: "in use".into(),
+            }
+            .into()),
+        }
     }
 
     /// Pins everything in `directory`, so that it goes on without the agent.
