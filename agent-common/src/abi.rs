@@ -78,7 +78,7 @@ pub mod tracked {
 /// is told of each buffer.
 #[repr(C)]
 pub struct Gated {
-    /// Which connection of the tap's it is.
+    /// Which connection of the tap's it is. Frozen, at this place.
     pub key: ConnKey,
     /// The target's generation when it was joined.
     pub generation: u64,
@@ -105,6 +105,9 @@ pub struct Gated {
     /// The octets being walked.
     pub window: [Vol<u8>; GATE_WINDOW],
 }
+
+/// In the agent's notes on connections, beside [`Failure`]'s numbers: programs of another build enforce this one, and count it.
+pub const FOREIGN: u32 = 255;
 
 /// Octets that the gate reads at once.
 pub const GATE_WINDOW: usize = 256;

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
-use crate::maps::{CONNECTIONS, SLOTS, TARGETS, add};
+use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, TARGETS, add};
 use crate::tap::gauge;
 
 /// Descriptors that `close_range` may close one by one; beyond, the process's connections are all forgotten.
@@ -92,6 +92,7 @@ fn ended(ctx: &TracePointContext, number: usize) -> u32 {
 #[inline(always)]
 fn forget(tgid: u32, target: *mut Target, fd: u32) {
     let key = ConnKey { tgid, fd };
+    let _ = OBSTACLES.remove(key);
     let Some(tracked) = CONNECTIONS.get_ptr(key) else {
         return;
     };

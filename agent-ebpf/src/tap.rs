@@ -6,7 +6,7 @@
 //! Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
 use agent_common::abi::{
-    ConnKey, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
+    ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
 };
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::MAX_PATHS;
@@ -73,12 +73,9 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
     // EAGAIN, EPIPE, EINTR and the like: nothing was sent.
     if ret <= 0 {
         let fd = fd as u32;
-        // SAFETY: it is a map value.
-        if let Some(tracked) = CONNECTIONS
-            .get_ptr(ConnKey { tgid, fd })
-            .map(|t| unsafe { &*t })
-        {
-            tracked.sending.set(0);
+        if let Some(tracked) = CONNECTIONS.get_ptr(ConnKey { tgid, fd }) {
+            // SAFETY: it is a map value.
+            unsafe { (*tracked).sending.set(0) };
         }
         return 0;
     }
@@ -402,6 +399,15 @@ fn count(s: &Scratch, class: u32, n: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
+    let note = match OBSTACLES.get_ptr(s.key) {
+        // SAFETY: it is a map value.
+        Some(note) => unsafe { *note },
+        // No gate stands before it yet.
+        None => Failure::Joining as u32,
+    };
+    if note == FOREIGN {
+        return;
+    }
     if class == walk::UNRESOLVED {
         // SAFETY: the pointer leads into the slot, which is a map value.
         unsafe { add(&raw mut (*slot).unresolved, n as u64) };
@@ -411,22 +417,12 @@ fn count(s: &Scratch, class: u32, n: u32) {
     if ruling == verdict::REJECTED {
         // No gate stands before the connection, so it went through.
         column = verdict::ADMITTED;
-        failed(obstacle(s), n as u64);
+        failed(Failure::of(note).unwrap_or(Failure::Joining), n as u64);
     }
     let path = (class - walk::WATCHED) as usize & (MAX_PATHS - 1);
     let column = column as usize & (verdict::COUNT - 1);
     // SAFETY: as above, and both indices are masked.
     unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
-}
-
-/// Why no gate stands before the connection.
-#[inline(always)]
-fn obstacle(s: &Scratch) -> Failure {
-    OBSTACLES
-        .get_ptr(s.key)
-        // SAFETY: it is a map value.
-        .and_then(|note| Failure::of(unsafe { *note }))
-        .unwrap_or(Failure::Joining)
 }
 
 /// Puts the connection into the map.

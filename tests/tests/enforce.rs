@@ -333,6 +333,77 @@ async fn it_outlives_its_agent() -> Result<()> {
     Ok(())
 }
 
+/// An agent with other programs or methods than those that are pinned, as after an upgrade: the old gate serves the
+/// connections that it has, as the new agent says, until they close; new ones are the new agent's.
+#[tokio::test]
+async fn another_build_takes_over() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
+    let mut one = Replica::start("upgrade", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    let mut go = Replica::start("upgrade", 2, ClientKind::GrpcGo, SourceKind::Rust).await?;
+    for replica in [&mut one, &mut go] {
+        until_rejected(replica).await?;
+        replica.client.background_on(RATE).await?;
+        all(replica, 100, false).await?;
+    }
+    agent.kill().await?;
+    let file = tempfile::NamedTempFile::new()?;
+    let methods = "mode = \"enforce\"\nmethods = [\"/source.v1.Source/PendingFn\", \"/a.B/C\"]";
+    std::fs::write(file.path(), methods)?;
+    let config = file.path().to_str().context("UTF-8")?;
+    let agent = Agent::start_at(&bpffs.pins(), &["--config", config]).await?;
+    ensure!(generations(&bpffs)? == 2, "the old one's and the new one's");
+    let before = agent.scrape().await?;
+    for replica in [&mut one, &mut go] {
+        all(replica, 200, false).await?;
+    }
+    let after = agent.scrape().await?;
+    for replica in [&one, &go] {
+        let (before, after) = (counts(replica, &before), counts(replica, &after));
+        ensure!(
+            after[1] == before[1] + 200,
+            "{}: {before:?} {after:?}",
+            replica.pod.name
+        );
+        ensure!(
+            (after[0], after[2]) == (before[0], before[2]),
+            "{before:?} {after:?}"
+        );
+    }
+    // The mode is for the old gate as well.
+    set_mode(&agent, "audit").await?;
+    all(&mut one, 50, true).await?;
+    set_mode(&agent, "enforce").await?;
+    all(&mut one, 50, false).await?;
+    // A new connection is the new agent's.
+    let mut new = Replica::start("upgrade", 3, ClientKind::Tonic, SourceKind::Rust).await?;
+    until_rejected(&mut new).await?;
+    all(&mut new, 100, false).await?;
+    for replica in [&mut one, &mut go] {
+        let background = replica.client.background_off().await?;
+        ensure!(
+            background.intact && background.errors.is_empty(),
+            "{background:?}"
+        );
+    }
+    drop((one, go));
+    wait_for("the old one's pins are removed", JOIN_LIMIT, async || {
+        Ok((generations(&bpffs)? == 1).then_some(()))
+    })
+    .await?;
+    all(&mut new, 100, false).await?;
+    let log = agent.stop().await?;
+    ensure!(
+        !log.iter().any(|line| line.contains("refuses a socket")),
+        "{log:?}"
+    );
+    Ok(())
+}
+
+fn generations(bpffs: &BpfFs) -> Result<usize> {
+    Ok(std::fs::read_dir(bpffs.pins())?.count())
+}
+
 /// Stopped for a while, and continued: nothing is lost, and nothing stalls.
 #[tokio::test]
 async fn a_stopped_agent() -> Result<()> {

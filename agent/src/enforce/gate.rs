@@ -12,7 +12,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
-use agent_common::abi::{ConnKey, Failure, Gated, Slot, Target, gate as state, tracked, verdict};
+use agent_common::abi::{
+    ConnKey, FOREIGN, Failure, Gated, Slot, Target, gate as state, tracked, verdict,
+};
 use agent_common::h2::track::status;
 use aya::maps::{HashMap, MapData, SockHash};
 use rustix::fs::OFlags;
@@ -158,6 +160,14 @@ impl Gate {
         } else {
             self.insert(&open, &ends, &target, view)
         };
+        tracing::debug!(
+            pid,
+            connections = open.len(),
+            gated,
+            joined = obstacle.is_none(),
+            obstacle = obstacle.map(Failure::name),
+            "gate"
+        );
         match obstacle {
             None => {
                 for connection in &open {
@@ -198,6 +208,14 @@ impl Gate {
                 continue;
             }
             if word32(&bytes, tracked::GATED) != 0 {
+                gated += 1;
+                continue;
+            }
+            if self
+                .obstacles
+                .get(&key, 0)
+                .is_ok_and(|note| note == FOREIGN)
+            {
                 gated += 1;
                 continue;
             }
@@ -352,6 +370,11 @@ impl Gate {
             .keys()
             .flatten()
             .filter(|key| view.connections.get(key, 0).is_err())
+            // This build's tap may not have joined it yet.
+            .filter(|key| {
+                !self.obstacles.get(key, 0).is_ok_and(|note| note == FOREIGN)
+                    || view.targets.get(&key.tgid, 0).is_err()
+            })
             .collect();
         for key in gone {
             let _ = self.obstacles.remove(&key);

@@ -87,7 +87,13 @@ impl Enforcement {
             this.take()?;
         }
         let tap = match this.pins.as_ref().and_then(Pins::found) {
-            None => tap::start(&this.plan.methods)?,
+            None => {
+                let mut tap = tap::start(&this.plan.methods)?;
+                for old in &this.old {
+                    tap.leave_alone(&old.connections())?;
+                }
+                tap
+            }
             Some(directory) => {
                 let mut tap = tap::adopt(directory).map_err(EnforceError::Found)?;
                 this.gate = Some(tap.gate().map_err(EnforceError::Gate)?);

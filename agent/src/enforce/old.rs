@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use agent_common::abi::{Control, MAX_SLOTS, Slot, Target};
+use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target};
 use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
 
 use super::pins::{self, Pins};
@@ -23,6 +23,7 @@ pub struct Old {
     /// Its lease.
     pub control: MappedArray<Control>,
     sockets: SockHash<MapData, u64>,
+    gated: MapData,
 }
 
 /// All that there are. What can't be read is left alone, and said; what nothing is behind is removed.
@@ -61,6 +62,7 @@ impl Old {
             slots: MappedArray::new(map("SLOTS")?, MAX_SLOTS)?,
             control: MappedArray::new(map("CONTROL")?, 1)?,
             sockets: SockHash::try_from(map("GATE")?).map_err(other)?,
+            gated: MapData::from_pin(directory.join(pins::map("GATED"))).map_err(other)?,
             directory: directory.to_owned(),
         })
     }
@@ -92,9 +94,15 @@ impl Old {
         }
     }
 
-    /// Its processes.
-    pub fn pids(&self) -> Vec<u32> {
-        self.targets.keys().flatten().collect()
+    /// The connections that it enforces.
+    pub fn connections(&self) -> Vec<ConnKey> {
+        match pins::values(&self.gated) {
+            Ok(values) => values.iter().filter_map(|value| key(value)).collect(),
+            Err(e) => {
+                tracing::warn!(directory = %self.directory.display(), "its connections can't be read: {e}");
+                Vec::new()
+            }
+        }
     }
 
     /// What it counted for a process.
@@ -128,6 +136,15 @@ impl Old {
             Err(e) => tracing::warn!(directory = %self.directory.display(), "not removed: {e}"),
         }
     }
+}
+
+/// The connection that a value of another build's is about: its first words, whatever follows.
+fn key(value: &[u8]) -> Option<ConnKey> {
+    let word = |at: usize| Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?));
+    Some(ConnKey {
+        tgid: word(0)?,
+        fd: word(4)?,
+    })
 }
 
 fn other(error: MapError) -> io::Error {

@@ -6,12 +6,13 @@
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agent_common::abi;
+use aya::maps::MapData;
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, mount};
@@ -283,6 +284,39 @@ pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
     let fd = call(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
     // SAFETY: the call made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The values of a hash map with keys of 8 bytes, whatever their layout.
+pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
+    let size = map.info().map_err(io::Error::other)?.value_size() as usize;
+    let fd = map.fd().as_fd().as_raw_fd() as u32;
+    let mut found = Vec::new();
+    let mut before: Option<u64> = None;
+    loop {
+        let mut next = 0u64;
+        // SAFETY: as in `pin`.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.__bindgen_anon_2.map_fd = fd;
+        attr.__bindgen_anon_2.key = before
+            .as_ref()
+            .map_or(0, |key| std::ptr::from_ref(key) as u64);
+        attr.__bindgen_anon_2.__bindgen_anon_1.next_key = &raw mut next as u64;
+        match call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+            result => result?,
+        };
+        // The kernel writes values in steps of 8 bytes.
+        let mut value = vec![0u8; size.next_multiple_of(8)];
+        // SAFETY: as in `pin`.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.__bindgen_anon_2.map_fd = fd;
+        attr.__bindgen_anon_2.key = &raw const next as u64;
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+        if call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).is_ok() {
+            found.push(value);
+        }
+        before = Some(next);
+    }
 }
 
 /// Opens a pinned object.

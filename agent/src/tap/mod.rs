@@ -21,7 +21,9 @@ pub mod tracefs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agent_common::abi::{ConnKey, Control, MAX_GATED, MAX_SLOTS, Slot, Target, Totals, Tracked};
+use agent_common::abi::{
+    ConnKey, Control, FOREIGN, MAX_GATED, MAX_SLOTS, Slot, Target, Totals, Tracked,
+};
 use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
@@ -524,6 +526,19 @@ impl Tap {
             }
             .into()),
         }
+    }
+
+    /// Notes that programs of another build enforce these connections, and count them.
+    pub fn leave_alone(&mut self, connections: &[ConnKey]) -> Result<(), TapError> {
+        let Some(maps) = &mut self.gate else {
+            return Ok(());
+        };
+        for key in connections {
+            maps.obstacles
+                .insert(key, FOREIGN, 0)
+                .map_err(|e| map_error("OBSTACLES", &e))?;
+        }
+        Ok(())
     }
 
     /// Pins everything in `directory`, so that it goes on without the agent.
