@@ -517,7 +517,7 @@ pub mod event {
     pub const FORK: u32 = 2;
     /// A watched process ended.
     pub const EXIT: u32 = 3;
-    /// A process whose calls are to be rejected has a new connection.
+    /// A watched process has a new connection, or one that was joined.
     pub const CONNECT: u32 = 4;
 }
 

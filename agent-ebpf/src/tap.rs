@@ -440,12 +440,13 @@ fn keep(s: &Scratch) {
         unparsed(Reason::TableFull);
         return;
     }
-    if now == status::SYNCED && s.verdict.get() == verdict::REJECTED {
+    if now == status::SYNCED {
         announce(s);
     }
 }
 
-/// Tells the agent of a connection before which a gate should stand.
+/// Tells the agent of a connection, before which a gate may have to stand: whatever the verdict was when this send began, it may be
+/// another by now.
 #[inline(always)]
 fn announce(s: &Scratch) {
     let event = ProcEvent {

@@ -5,7 +5,7 @@
 //! (`hold` in agent-ebpf), none had begun before, and the source has read everything; otherwise the join is tried again
 //! later, and until then calls are admitted and counted with the reason.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,6 +42,8 @@ const WAITS: [Duration; 13] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
 ];
+/// Sweeps between two looks for connections that nobody told of.
+const LOOK: u64 = 10;
 /// What may pass between the hold's beginning and the insertion; a send is held no shorter.
 const HOLD: Duration = Duration::from_micros(60);
 /// `BPF_NOEXIST`.
@@ -59,6 +61,7 @@ pub struct Gate {
     gated: HashMap<MapData, u64, [u8; GATED]>,
     obstacles: HashMap<MapData, ConnKey, u32>,
     waiting: BTreeMap<u32, Waiting>,
+    sweeps: u64,
 }
 
 /// The tap's maps that a join looks at.
@@ -90,6 +93,7 @@ impl Gate {
             gated,
             obstacles,
             waiting: BTreeMap::new(),
+            sweeps: 0,
         }
     }
 
@@ -344,8 +348,22 @@ impl Gate {
         Some(why)
     }
 
-    /// Forgets connections that are gone.
+    /// Forgets connections that are gone, and looks for some that nobody told of (an event may be lost).
     pub fn sweep(&mut self, view: &View<'_>) {
+        self.sweeps = self.sweeps.wrapping_add(1);
+        if self.sweeps.is_multiple_of(LOOK) {
+            let pids: BTreeSet<u32> = view
+                .connections
+                .keys()
+                .flatten()
+                .map(|key| key.tgid)
+                .collect();
+            for pid in pids {
+                if !self.waiting.contains_key(&pid) {
+                    self.want(pid);
+                }
+            }
+        }
         let cookies: Vec<u64> = self.gated.keys().flatten().collect();
         for cookie in cookies {
             let Ok(bytes) = self.gated.get(&cookie, 0) else {
