@@ -179,7 +179,8 @@ impl Gate {
                 }
             }
             Some(why) => {
-                unready |= why != Failure::Blocking;
+                // A blocking socket too: many servers accept first, and then make it non-blocking.
+                unready = true;
                 for connection in &open {
                     let _ = self.obstacles.insert(connection.key, why as u32, 0);
                 }
