@@ -55,6 +55,8 @@ struct State {
     methods: Vec<String>,
     resting: VecDeque<(Instant, u32)>,
     ending: BTreeMap<u32, u32>,
+    /// Processes that run one program after another, and whose they were.
+    moving: BTreeMap<u32, Identity>,
     warnings: VecDeque<String>,
     /// Calls of processes that were gone before anybody knew whose they were.
     orphaned: u64,
@@ -81,6 +83,7 @@ impl Observer {
                 methods,
                 resting: VecDeque::new(),
                 ending: BTreeMap::new(),
+                moving: BTreeMap::new(),
                 warnings: VecDeque::new(),
                 orphaned: 0,
                 events_lost: 0,
@@ -214,7 +217,17 @@ impl State {
         } else {
             None
         };
+        let left = left.or_else(|| self.moving.remove(&pid));
         let watched = self.decide(event);
+        if watched.is_none()
+            && let Some(identity) = &left
+            && self.inventory.slot(pid).is_none()
+            && self.tap.targets.get(&pid, 0).is_ok()
+        {
+            // It has run yet another program meanwhile: that one's event decides whether the replica has gone.
+            self.moving.insert(pid, identity.clone());
+            return;
+        }
         // A program that runs another one of the same replica (a shell, say) is no news.
         if watched != left {
             if let Some(identity) = left {
@@ -339,6 +352,9 @@ impl State {
     }
 
     fn ended(&mut self, pid: u32) {
+        if let Some(identity) = self.moving.remove(&pid) {
+            log("replica gone", &identity, None);
+        }
         if self.inventory.slot(pid).is_none() {
             return;
         }
