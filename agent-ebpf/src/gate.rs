@@ -236,6 +236,16 @@ fn latched(g: &Gated, slot: *mut Slot) {
     }
 }
 
+/// `len`, from 1 to `mask` + 1, so that 6.1's verifier sees it as well: a comparison with 0 tells it nothing, and the compiler would
+/// leave a mask out.
+#[inline(always)]
+fn positive(len: u32, mask: u64) -> u32 {
+    let mut less = len as u64 - 1;
+    // SAFETY: it is an `and` of two registers.
+    unsafe { core::arch::asm!("{0} &= {1}", inout(reg) less, in(reg) mask) };
+    less as u32 + 1
+}
+
 /// One buffer of a connection, as the walk reads it.
 struct Buffer<'a> {
     g: &'a Gated,
@@ -253,6 +263,7 @@ impl Buffer<'_> {
         if len == 0 {
             return Err(());
         }
+        let len = positive(len, 0xff);
         // SAFETY: the window is GATE_WINDOW bytes long and `len` is at most that; the helper checks the rest itself.
         let failed = unsafe {
             bpf_skb_load_bytes(
@@ -275,6 +286,7 @@ impl Buffer<'_> {
         if len == 0 {
             return Err(Failure::Unwritable);
         }
+        let len = positive(len, 0x7f);
         // SAFETY: `from` leads to `len` bytes of a map value; the helper checks that `place` lies in the buffer.
         let failed = unsafe {
             bpf_skb_store_bytes(self.ctx.as_ptr().cast(), place as u32, from.cast(), len, 0)

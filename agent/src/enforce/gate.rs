@@ -44,7 +44,9 @@ const WAITS: [Duration; 13] = [
 ];
 /// Sweeps between two looks for connections that nobody told of.
 const LOOK: u64 = 10;
-/// What may pass between the hold's beginning and the insertion; a send is held no shorter.
+/// Looks at the clock that a held send makes (`hold` in agent-ebpf).
+const ROUNDS: u32 = 4096;
+/// What may pass at least between the hold's beginning and the insertion.
 const HOLD: Duration = Duration::from_micros(60);
 /// `BPF_NOEXIST`.
 const NEW_ONLY: u64 = 1;
@@ -62,6 +64,8 @@ pub struct Gate {
     obstacles: HashMap<MapData, ConnKey, u32>,
     waiting: BTreeMap<u32, Waiting>,
     sweeps: u64,
+    /// What may pass between the hold's beginning and the insertion: half of what a send is held, on this machine.
+    hold: Duration,
 }
 
 /// The tap's maps that a join looks at.
@@ -94,6 +98,7 @@ impl Gate {
             obstacles,
             waiting: BTreeMap::new(),
             sweeps: 0,
+            hold: (rounds() / 2).max(HOLD),
         }
     }
 
@@ -330,7 +335,7 @@ impl Gate {
             }
         }
         for (cookie, end) in ends {
-            if begun.elapsed() > HOLD {
+            if begun.elapsed() > self.hold {
                 return self.back_out(open, Failure::Busy);
             }
             if let Err(error) = self.sockets.insert(*cookie, Raw(end), NEW_ONLY) {
@@ -404,6 +409,15 @@ impl Gate {
     pub fn sockets(&self) -> usize {
         self.sockets.keys().flatten().count()
     }
+}
+
+/// How long a send is held at most: the time that so many looks at the clock take.
+fn rounds() -> Duration {
+    let begun = Instant::now();
+    for _ in 0..ROUNDS {
+        std::hint::black_box(crate::observer::since_boot());
+    }
+    begun.elapsed()
 }
 
 /// The state of a connection that the gate is to follow from the tap's state on.
