@@ -20,8 +20,6 @@ pub const MAX_CONNECTIONS: u32 = 8192;
 pub const MAX_SLOTS: u32 = 8192;
 /// Connections that the gate stands before at once.
 pub const MAX_GATED: u32 = 2048;
-/// Sends at once in which calls are being rewritten: one a thread.
-pub const MAX_REWRITES: u32 = 1024;
 /// Bytes of the ring buffer for process events.
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
@@ -125,39 +123,6 @@ pub mod gate {
     pub const LOST: u32 = 2;
 }
 
-/// One octet string that was overwritten in a process's memory during a send.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rewritten {
-    /// Where.
-    pub place: u64,
-    /// Where the path begins (the same, unless it lies in pieces).
-    pub path: u64,
-    /// Which watched path.
-    pub number: u32,
-    /// 0 plain, 1 Huffman coded, 2 an index.
-    pub spelling: u32,
-    /// The octets, as positions in the spelling.
-    pub from: u32,
-    /// One behind the last; for an index, the octet that was there.
-    pub end: u32,
-}
-
-/// Octet strings that one send may overwrite; beyond, calls are admitted ([`Failure::TooMany`]).
-pub const MAX_EDITS: usize = 16;
-
-/// What a thread's send has overwritten, from its entry to its exit.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rewrites {
-    /// Which descriptor.
-    pub fd: u32,
-    /// How many there are.
-    pub count: u32,
-    /// They.
-    pub edits: [Rewritten; MAX_EDITS],
-}
-
 /// What governs enforcement. The only value of its map; read and written through `mmap`. Frozen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,10 +131,8 @@ pub struct Control {
     pub lease: u64,
     /// An agent has been there until this moment, in ns since boot: without one, no candidates are made.
     pub attended: u64,
-    /// Not 0: another build's programs have taken over; only connections known here are followed.
-    pub draining: u64,
     /// For later.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 6],
 }
 
 impl Control {
@@ -177,8 +140,7 @@ impl Control {
     pub const ZERO: Self = Self {
         lease: 0,
         attended: 0,
-        draining: 0,
-        reserved: [0; 5],
+        reserved: [0; 6],
     };
 }
 
@@ -479,10 +441,8 @@ pub mod walks {
     pub const FOLLOW: u32 = 0;
     /// `tap_open`.
     pub const OPEN: u32 = 1;
-    /// `rewrite_walk`.
-    pub const REWRITE: u32 = 2;
     /// How many there are.
-    pub const COUNT: u32 = 3;
+    pub const COUNT: u32 = 2;
 }
 
 /// Places in the array of the gate's programs.

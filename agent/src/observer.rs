@@ -341,13 +341,8 @@ impl State {
         }
         let now = SystemTime::now();
         let arrived = self.inventory.add(pid, identity.clone(), slot, ruling, now);
-        for old in self.enforcement.old_mut() {
-            old.rule(pid, target.verdict);
-        }
-        if target.verdict == verdict::REJECTED {
-            self.enforcement.want(pid);
-            self.join();
-        }
+        self.enforcement.rule(pid, target.verdict);
+        self.join();
         arrived.then_some(identity)
     }
 
@@ -364,9 +359,7 @@ impl State {
         for (slot, identity) in elsewhere.iter().zip(identity.iter().cycle()) {
             self.inventory.bank(identity, slot);
         }
-        for old in self.enforcement.old_mut() {
-            old.forget(pid);
-        }
+        self.enforcement.forget(pid);
         if let Some(identity) = self.bank(pid) {
             log("replica gone", &identity, None);
         }
@@ -519,15 +512,10 @@ impl State {
             if Some(target.slot) != inventory.slot(pid) || target.verdict == verdict {
                 continue;
             }
-            for old in enforcement.old_mut() {
-                old.rule(pid, verdict);
-            }
+            enforcement.rule(pid, verdict);
             let result = tap
                 .targets
                 .insert(pid, Target { verdict, ..target }, OLD_ONLY);
-            if result.is_ok() && verdict == verdict::REJECTED {
-                enforcement.want(pid);
-            }
             if let Err(error) = result
                 && tap.targets.get(&pid, 0).is_ok()
             {

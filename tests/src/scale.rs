@@ -24,6 +24,16 @@ pub fn scale() -> Scale {
     }
 }
 
+/// Calls of each replica where every one must be accounted for.
+#[must_use]
+pub fn calls() -> u64 {
+    match scale() {
+        Scale::Full => 10_000,
+        Scale::Fast => 500,
+        Scale::Vm => 200,
+    }
+}
+
 /// `full`, or `small` in a virtual machine.
 #[must_use]
 pub fn amount<T>(full: T, small: T) -> T {

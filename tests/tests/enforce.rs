@@ -8,6 +8,7 @@ use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
+use pendguard_tests::scale::calls;
 use pendguard_tests::wait::wait_for;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -18,14 +19,6 @@ use tokio::task::JoinSet;
 const RATE: u64 = 1000;
 /// How long the gate may take before it stands: its aim is some milliseconds.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
-
-fn calls() -> u64 {
-    match std::env::var("PENDGUARD_TEST_SCALE").as_deref() {
-        Ok("fast") => 500,
-        Ok("vm") => 200,
-        _ => 10_000,
-    }
-}
 
 /// Calls until one is rejected: from there on each must be.
 async fn until_rejected(replica: &mut Replica) -> Result<()> {

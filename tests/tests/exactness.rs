@@ -8,7 +8,7 @@ use pendguard_tests::agent::{Agent, Scrape};
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
-use pendguard_tests::scale::{Scale, amount, scale};
+use pendguard_tests::scale::{amount, calls};
 use tokio::task::JoinSet;
 
 /// Messages a second that each replica reads and acknowledges meanwhile.
@@ -17,15 +17,6 @@ fn rate() -> u64 {
 }
 
 const REPLICAS: u32 = 3;
-
-/// Calls of each replica.
-fn calls() -> u64 {
-    match scale() {
-        Scale::Full => 10_000,
-        Scale::Fast => 500,
-        Scale::Vm => 200,
-    }
-}
 
 /// `n` calls of PendingFn, 16 at a time, while messages are read and acknowledged and IsReady is called. Returns what the
 /// handler counted.

@@ -7,6 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use aya::maps::SockHash;
+
 use super::old::Old;
 use super::pins::{self, PinError};
 
@@ -86,11 +88,8 @@ fn one(directory: PathBuf) -> Detached {
 fn rest(directory: &Path, connections: &mut usize) -> std::io::Result<()> {
     let gate = directory.join(KEPT[0]);
     if gate.exists() {
-        let map = aya::maps::MapData::from_pin(&gate)
-            .and_then(aya::maps::Map::from_map_data)
-            .map_err(std::io::Error::other)?;
-        let sockets: aya::maps::SockHash<_, u64> =
-            aya::maps::SockHash::try_from(map).map_err(std::io::Error::other)?;
+        let map = pins::open_map(directory, "GATE").map_err(std::io::Error::other)?;
+        let sockets: SockHash<_, u64> = SockHash::try_from(map).map_err(std::io::Error::other)?;
         *connections = sockets.keys().flatten().count();
         if *connections > 0 {
             return Ok(());

@@ -404,11 +404,6 @@ impl Gate {
             let _ = self.obstacles.remove(&key);
         }
     }
-
-    /// Sockets that the gate stands before.
-    pub fn sockets(&self) -> usize {
-        self.sockets.keys().flatten().count()
-    }
 }
 
 /// How long a send is held at most: the time that so many looks at the clock take.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_common::abi::{Control, Slot};
+use agent_common::abi::{Control, Slot, verdict};
 
 use self::gate::{Gate, View};
 use self::old::Old;
@@ -160,6 +160,23 @@ impl Enforcement {
         Ok(())
     }
 
+    /// What a process's calls count as from now on. Where they are to be rejected, its connections will be joined.
+    pub fn rule(&mut self, pid: u32, ruling: u32) {
+        for old in &mut self.old {
+            old.rule(pid, ruling);
+        }
+        if ruling == verdict::REJECTED {
+            self.want(pid);
+        }
+    }
+
+    /// A process has ended.
+    pub fn forget(&mut self, pid: u32) {
+        for old in &mut self.old {
+            old.forget(pid);
+        }
+    }
+
     /// Calls of this process are to be rejected, or a connection of it has begun.
     pub fn want(&mut self, pid: u32) {
         if let Some(gate) = &mut self.gate {
@@ -211,16 +228,6 @@ impl Enforcement {
                 }
             }
         }
-    }
-
-    /// What other builds left.
-    pub fn old(&self) -> &[Old] {
-        &self.old
-    }
-
-    /// The same, to be changed.
-    pub fn old_mut(&mut self) -> &mut [Old] {
-        &mut self.old
     }
 
     /// What other builds' programs counted for a process.

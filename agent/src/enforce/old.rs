@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target};
-use aya::maps::{HashMap, Map, MapData, MapError, SockHash};
+use aya::maps::{HashMap, MapData, MapError, SockHash};
 
 use super::pins::{self, Pins};
 use crate::tap::counters::MappedArray;
@@ -52,11 +52,7 @@ pub fn all(pins: &Pins) -> Vec<Old> {
 impl Old {
     /// Opens what is pinned there.
     pub fn open(directory: &Path) -> io::Result<Self> {
-        let map = |name| {
-            MapData::from_pin(directory.join(pins::map(name)))
-                .and_then(Map::from_map_data)
-                .map_err(other)
-        };
+        let map = |name| pins::open_map(directory, name).map_err(other);
         Ok(Self {
             targets: HashMap::try_from(map("TARGETS")?).map_err(other)?,
             slots: MappedArray::new(map("SLOTS")?, MAX_SLOTS)?,
@@ -79,9 +75,6 @@ impl Old {
 
     /// Takes its tap away, now that there is another one.
     pub fn hand_over(&self) {
-        if let Some(draining) = self.control.atomic(0, offset_of!(Control, draining)) {
-            draining.store(1, Ordering::Relaxed);
-        }
         if let Err(e) = pins::remove_files(&self.directory, |name| name.starts_with("link_")) {
             tracing::warn!(directory = %self.directory.display(), "another build's tap goes on: {e}");
         }

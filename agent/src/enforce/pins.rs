@@ -12,10 +12,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use agent_common::abi;
-use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
+use aya::maps::{Map, MapData, MapError};
+use aya_obj::generated::{bpf_cmd, bpf_map_type};
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountFlags, mount};
+
+use crate::tap::sys;
 
 /// `BPF_FS_MAGIC`.
 const BPFFS: i64 = 0xcafe_4a11;
@@ -261,18 +263,17 @@ pub fn not_mountable(root: &Path) -> Option<String> {
 /// Pins an object of the kernel's.
 pub fn pin(object: &OwnedFd, path: &Path) -> Result<(), PinError> {
     let text = terminated(path);
-    // SAFETY: it is a plain C union of integers for which all zero is a value.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    let mut attr = sys::nothing();
     attr.__bindgen_anon_4.pathname = text.as_ptr() as u64;
     attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
-    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map_err(|e| PinError::at(path, &e))?;
+    // SAFETY: the path is terminated and outlives the call.
+    unsafe { sys::bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map_err(|e| PinError::at(path, &e))?;
     Ok(())
 }
 
 /// Makes a map of sockets by numbers of 8 bytes (CAP_NET_ADMIN).
 pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
-    // SAFETY: as in `pin`.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    let mut attr = sys::nothing();
     attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_SOCKHASH as u32;
     attr.__bindgen_anon_1.key_size = 8;
     attr.__bindgen_anon_1.value_size = 4;
@@ -281,7 +282,8 @@ pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
         // SAFETY: the name has 16 octets, of which the last stay 0.
         unsafe { attr.__bindgen_anon_1.map_name[to] = (*from).cast_signed() };
     }
-    let fd = call(bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+    // SAFETY: it points to nothing.
+    let fd = unsafe { sys::bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;
     // SAFETY: the call made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -294,38 +296,43 @@ pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
     let mut before: Option<u64> = None;
     loop {
         let mut next = 0u64;
-        // SAFETY: as in `pin`.
-        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        let mut attr = sys::nothing();
         attr.__bindgen_anon_2.map_fd = fd;
         attr.__bindgen_anon_2.key = before
             .as_ref()
             .map_or(0, |key| std::ptr::from_ref(key) as u64);
         attr.__bindgen_anon_2.__bindgen_anon_1.next_key = &raw mut next as u64;
-        match call(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        // SAFETY: both keys are as long as the map's, and outlive the call.
+        match unsafe { sys::bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
             result => result?,
         };
         // The kernel writes values in steps of 8 bytes.
         let mut value = vec![0u8; size.next_multiple_of(8)];
-        // SAFETY: as in `pin`.
-        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        let mut attr = sys::nothing();
         attr.__bindgen_anon_2.map_fd = fd;
         attr.__bindgen_anon_2.key = &raw const next as u64;
         attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
-        if call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr).is_ok() {
+        // SAFETY: the key is as long as the map's, the value no shorter, and both outlive the call.
+        if unsafe { sys::bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.is_ok() {
             found.push(value);
         }
         before = Some(next);
     }
 }
 
+/// Opens a map of those pinned in `directory`.
+pub fn open_map(directory: &Path, name: &str) -> Result<Map, MapError> {
+    MapData::from_pin(directory.join(map(name))).and_then(Map::from_map_data)
+}
+
 /// Opens a pinned object.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let text = terminated(path);
-    // SAFETY: as in `pin`.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    let mut attr = sys::nothing();
     attr.__bindgen_anon_4.pathname = text.as_ptr() as u64;
-    let fd = call(bpf_cmd::BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the path is terminated and outlives the call.
+    let fd = unsafe { sys::bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
     // SAFETY: the call made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -334,20 +341,4 @@ fn terminated(path: &Path) -> Vec<u8> {
     let mut text = path.as_os_str().as_bytes().to_vec();
     text.push(0);
     text
-}
-
-fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
-    // SAFETY: `attr` is a whole `bpf_attr`, and what it points to is terminated and outlives the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as libc::c_long,
-            std::ptr::from_mut(attr),
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(result).map_err(io::Error::other)
 }

@@ -2,7 +2,9 @@
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_cmd, bpf_prog_info};
+
+use super::sys;
 
 /// The kernel's account of one program since it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,23 +19,16 @@ pub struct Account {
 
 /// Asks the kernel.
 pub fn of(program: &OwnedFd) -> Option<Account> {
-    // SAFETY: both are plain C structs of integers for which all zero is a value.
-    let (mut info, mut attr): (bpf_prog_info, bpf_attr) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    // SAFETY: it is a plain C struct of integers for which all zero is a value.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attr = sys::nothing();
     attr.info.bpf_fd = program.as_raw_fd() as u32;
     attr.info.info = &raw mut info as u64;
     attr.info.info_len = size_of::<bpf_prog_info>() as u32;
     // SAFETY: `attr` describes `info`, which is as long as it says and outlives the call; an older kernel fills
     // less of it, and the rest stays zero.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_OBJ_GET_INFO_BY_FD as libc::c_long,
-            &raw mut attr,
-            size_of::<bpf_attr>(),
-        )
-    };
-    (result == 0).then_some(Account {
+    unsafe { sys::bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.ok()?;
+    Some(Account {
         runs: info.run_cnt,
         nanoseconds: info.run_time_ns,
         missed: info.recursion_misses,

@@ -30,7 +30,8 @@ pub struct Hook {
 
 /// The programs that the taps continue in, by their place in the array of programs. They are loaded first and attached to
 /// nothing.
-pub const WALKS: [(u32, &str); 2] = [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
+pub const WALKS: [(u32, &str); walks::COUNT as usize] =
+    [(walks::FOLLOW, "tap_follow"), (walks::OPEN, "tap_open")];
 
 /// The gate's program, and the one that it continues in.
 pub const GATE: &str = "gate";

@@ -6,6 +6,7 @@
 //! | [`tracefs`] | finds the tracepoints, mounting nothing for others to see |
 //! | [`counters`] | reads counters from memory |
 //! | [`events`] | reads process events |
+//! | [`sys`] | the system call, for what aya has no name for |
 //! | [`account`] | what the kernel accounts of a program |
 //!
 //! Programs load one at a time: one that the kernel refuses is left out with its reason, and the others go on. Nothing is
@@ -16,6 +17,7 @@ pub mod account;
 pub mod counters;
 pub mod events;
 pub mod hooks;
+pub mod sys;
 pub mod tracefs;
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -163,12 +165,11 @@ impl Maps<'_> {
 
     fn tap(
         &mut self,
-        ebpf: Option<Ebpf>,
         programs: Vec<Attached>,
         maps: Vec<(String, OwnedFd)>,
     ) -> Result<Tap, TapError> {
         Ok(Tap {
-            ebpf,
+            ebpf: None,
             programs,
             maps,
             targets: self.take("TARGETS")?,
@@ -189,14 +190,21 @@ impl Maps<'_> {
 
 /// Loads the programs and attaches them; `methods` are the paths to watch.
 pub fn start(methods: &[String]) -> Result<Tap, TapError> {
-    let methods = methods.to_vec();
-    // A thread of its own, because its mount namespace may change (see `tracefs`).
-    std::thread::Builder::new()
-        .name("attach".into())
-        .spawn(move || start_here(&methods))
-        .map_err(|e| TapError::Thread(e.to_string()))?
-        .join()
-        .map_err(|_| TapError::Thread("it panicked".into()))?
+    on_a_thread(|| start_here(methods))
+}
+
+/// Runs what attaches on a thread of its own, because its mount namespace may change (see `tracefs`).
+fn on_a_thread<T: Send>(
+    attach: impl FnOnce() -> Result<T, TapError> + Send,
+) -> Result<T, TapError> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("attach".into())
+            .spawn_scoped(scope, attach)
+            .map_err(|e| TapError::Thread(e.to_string()))?
+            .join()
+            .map_err(|_| TapError::Thread("it panicked".into()))?
+    })
 }
 
 fn start_here(methods: &[String]) -> Result<Tap, TapError> {
@@ -237,24 +245,21 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
         .collect::<Result<_, _>>()?;
     let maps = descriptors(&ebpf)?;
     let mut by_name = |name| duplicate(&ebpf, name);
-    let mut tap = Maps(&mut by_name).tap(None, programs, maps)?;
+    let mut tap = Maps(&mut by_name).tap(programs, maps)?;
     tap.ebpf = Some(ebpf);
     Ok(tap)
 }
 
 /// Takes over a tap that an agent of the same build left pinned in `directory`, programs running.
 pub fn adopt(directory: &Path) -> Result<Tap, TapError> {
-    let mut by_name = |name: &'static str| {
-        MapData::from_pin(directory.join(pins::map(name)))
-            .and_then(Map::from_map_data)
-            .map_err(|e| map_error(name, &e))
-    };
+    let mut by_name =
+        |name: &'static str| pins::open_map(directory, name).map_err(|e| map_error(name, &e));
     let programs = HOOKS
         .iter()
         .chain(&HOLDS)
         .map(|hook| adopted(directory, hook))
         .collect();
-    let mut tap = Maps(&mut by_name).tap(None, programs, Vec::new())?;
+    let mut tap = Maps(&mut by_name).tap(programs, Vec::new())?;
     tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
     Ok(tap)
 }
@@ -503,18 +508,13 @@ impl Tap {
             let link = program.attach(sockets.fd()).map_err(refused)?;
             // It is never taken off: the map goes, when its last socket has closed.
             std::mem::forget(program.take_link(link).map_err(refused)?);
-            // A thread of its own, because its mount namespace may change (see `tracefs`).
-            let holds = std::thread::scope(|scope| {
-                let attach = || {
-                    let (tracefs, _) = tracefs::reach()?;
-                    HOLDS
-                        .iter()
-                        .map(|hook| attach(ebpf, hook, &tracefs))
-                        .collect::<Result<Vec<_>, TapError>>()
-                };
-                scope.spawn(attach).join()
-            })
-            .map_err(|_| TapError::Thread("it panicked".into()))??;
+            let holds = on_a_thread(|| {
+                let (tracefs, _) = tracefs::reach()?;
+                HOLDS
+                    .iter()
+                    .map(|hook| attach(ebpf, hook, &tracefs))
+                    .collect::<Result<Vec<_>, _>>()
+            })?;
             self.programs.extend(holds);
             self.sockets = Some(sockets);
         }
