@@ -6,6 +6,7 @@
 //!
 //! `no_std`, no allocation, no panics: what the BPF verifier would refuse is not written.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;

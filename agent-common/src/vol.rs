@@ -38,3 +38,24 @@ impl<T: Copy> Vol<T> {
         unsafe { self.0.get().write_volatile(value) }
     }
 }
+
+/// `value & mask`, also where the compiler knows that `value` is no larger: it would leave the `and` out, and a verifier that
+/// doesn't know as much (6.1's) would refuse the access that follows.
+#[inline(always)]
+#[must_use]
+pub fn masked(value: u32, mask: u32) -> u32 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut value = value as u64;
+        // SAFETY: it is an `and` of two registers.
+        unsafe { core::arch::asm!("{0} &= {1}", inout(reg) value, in(reg) mask as u64) };
+        let value = value as u32;
+        // SAFETY: that is what the `and` has just made of it.
+        unsafe { core::hint::assert_unchecked(value <= mask) };
+        value
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value & mask
+    }
+}

@@ -13,6 +13,7 @@ use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::substitute::{Spelling, Substitute};
 use agent_common::h2::track::status;
 use agent_common::h2::walk::{self, Conn, Outcome, Source};
+use agent_common::vol::masked;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes};
@@ -236,14 +237,10 @@ fn latched(g: &Gated, slot: *mut Slot) {
     }
 }
 
-/// `len`, from 1 to `mask` + 1, so that 6.1's verifier sees it as well: a comparison with 0 tells it nothing, and the compiler would
-/// leave a mask out.
+/// `len`, from 1 to `mask` + 1, so that 6.1's verifier sees it as well: a comparison with 0 tells it nothing.
 #[inline(always)]
-fn positive(len: u32, mask: u64) -> u32 {
-    let mut less = len as u64 - 1;
-    // SAFETY: it is an `and` of two registers.
-    unsafe { core::arch::asm!("{0} &= {1}", inout(reg) less, in(reg) mask) };
-    less as u32 + 1
+fn positive(len: u32, mask: u32) -> u32 {
+    masked(len - 1, mask) + 1
 }
 
 /// One buffer of a connection, as the walk reads it.

@@ -8,6 +8,7 @@ use agent_common::abi::{
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::substitute::Substitute;
+use agent_common::vol::masked;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
@@ -124,10 +125,7 @@ pub fn unparsed(reason: Reason) {
 #[inline(always)]
 pub fn failed(why: Failure, n: u64) {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        let mut number = why as u64;
-        // By hand: the compiler knows the number's range, and would leave the mask out that the verifier asks for.
-        // SAFETY: it is an `and` of a register.
-        unsafe { asm!("{0} &= 15", inout(reg) number) };
+        let number = masked(why as u32, 15);
         // SAFETY: the pointer leads into the map's value; the array has 16 counters.
         unsafe {
             let counters = (&raw mut (*totals).failures).cast::<u64>();

@@ -9,7 +9,7 @@ use super::paths::Paths;
 use super::substitute::{INDEX, Spelling, Substitute};
 use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
 use crate::abi::Failure;
-use crate::vol::Vol;
+use crate::vol::{Vol, masked};
 
 /// Places in which a path may lie within one send: a sender may hand it over in pieces.
 pub const SEGMENTS: usize = 4;
@@ -85,12 +85,12 @@ impl Segments {
         if n > SEGMENTS as u32 {
             return;
         }
-        let last = (n - 1) as usize & (SEGMENTS - 1);
+        let last = masked(n - 1, SEGMENTS as u32 - 1) as usize;
         if self.place[last].get() + (at - self.from[last].get()) as u64 == place {
             return;
         }
         if n < SEGMENTS as u32 {
-            let next = n as usize & (SEGMENTS - 1);
+            let next = masked(n, SEGMENTS as u32 - 1) as usize;
             self.place[next].set(place);
             self.from[next].set(at);
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::elf;
 use crate::process;
@@ -26,6 +26,11 @@ pub fn programs(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
 
     let built = toolchain.compiler.output(&workspace.target("bpf"), PROGRAM);
     let programs = elf::bpf_programs(&built)?;
+    if let Some(panic) = programs.iter().find(|name| name.contains("panicking")) {
+        bail!(
+            "{panic}: an index that the compiler couldn't prove; no program may be able to panic"
+        );
+    }
     let object = workspace.bpf_object();
     install(&built, &object)?;
     eprintln!(
