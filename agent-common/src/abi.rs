@@ -107,6 +107,11 @@ pub struct Gated {
 /// In the agent's notes on connections, beside [`Failure`]'s numbers: programs of another build enforce this one, and count it.
 pub const FOREIGN: u32 = 255;
 
+/// Looks at the mark of the hold that a send makes before it goes on (`hold` in agent-ebpf).
+pub const HOLD_ROUNDS: u32 = 4096;
+/// Looks at the clock between two of these.
+pub const HOLD_READS: u32 = 8;
+
 /// Octets that the gate reads at once.
 pub const GATE_WINDOW: usize = 256;
 
@@ -193,7 +198,7 @@ pub struct Slot {
     pub latched: u64,
     /// Connections that the gate stands before.
     pub gated: u64,
-    /// Not 0: no send of the process may begin just now, for at most some 100 µs: the gate joins.
+    /// Not 0: no send of the process may begin just now, for some ms at most: the gate joins.
     pub hold: u64,
     /// Not 0: a send could not be held any longer.
     pub broken: u64,

@@ -3,7 +3,7 @@
 //! The gate can only be put before a socket whose receive queue is empty, and nothing may arrive between the look at the queue
 //! and the insertion (a buffer that is half read then would be delivered twice). The agent marks the connection in
 //! [`Slot::hold`]; a send that begins meanwhile waits here, at the entry of its system call, until the mark is gone: some
-//! microseconds, and never more than [`ROUNDS`] looks at the clock. A send that had begun before is seen by
+//! microseconds, and never more than [`ROUNDS`] looks at it. A send that had begun before is seen by
 //! [`Tracked::sending`].
 //!
 //! `hold_write`, `hold_writev`, `hold_sendto`, `hold_sendmsg`: tracepoints `syscalls/sys_enter_*`, attached only while
@@ -11,7 +11,7 @@
 
 use core::arch::asm;
 
-use agent_common::abi::{ConnKey, Slot, Tracked, verdict};
+use agent_common::abi::{self, ConnKey, Slot, Tracked, verdict};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
@@ -20,8 +20,10 @@ use aya_ebpf::programs::TracePointContext;
 
 use crate::maps::{CONNECTIONS, SLOTS, TARGETS};
 
-/// Looks at the mark, with a look at the clock between two: some 100 µs in all.
-const ROUNDS: u32 = 4096;
+/// Looks at the mark, with [`abi::HOLD_READS`] looks at the clock between two, for the time they take: up to some ms in all. The agent
+/// gives up after an eighth of that; the rest is for an agent that loses its CPU between its last look at the clock and
+/// what it does then.
+const ROUNDS: u32 = abi::HOLD_ROUNDS;
 
 #[tracepoint]
 pub fn hold_write(ctx: TracePointContext) -> u32 {
@@ -77,8 +79,10 @@ fn entered(ctx: &TracePointContext) -> u32 {
         if unsafe { hold.read_volatile() } == 0 {
             return 0;
         }
-        // SAFETY: the helper takes nothing and returns a number; it is called for the time it takes.
-        unsafe { bpf_ktime_get_boot_ns() };
+        for _ in 0..abi::HOLD_READS {
+            // SAFETY: the helper takes nothing and returns a number; it is called for the time it takes.
+            unsafe { bpf_ktime_get_boot_ns() };
+        }
     }
     broken(slot);
     0

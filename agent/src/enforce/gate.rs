@@ -13,7 +13,8 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use agent_common::abi::{
-    ConnKey, FOREIGN, Failure, Gated, Slot, Target, gate as state, tracked, verdict,
+    ConnKey, FOREIGN, Failure, Gated, HOLD_READS, HOLD_ROUNDS, Slot, Target, gate as state,
+    tracked, verdict,
 };
 use agent_common::h2::track::status;
 use aya::maps::{HashMap, MapData, SockHash};
@@ -44,8 +45,6 @@ const WAITS: [Duration; 13] = [
 ];
 /// Sweeps between two looks for connections that nobody told of.
 const LOOK: u64 = 10;
-/// Looks at the clock that a held send makes (`hold` in agent-ebpf).
-const ROUNDS: u32 = 4096;
 /// What may pass at least between the hold's beginning and the insertion.
 const HOLD: Duration = Duration::from_micros(60);
 /// `BPF_NOEXIST`.
@@ -64,7 +63,7 @@ pub struct Gate {
     obstacles: HashMap<MapData, ConnKey, u32>,
     waiting: BTreeMap<u32, Waiting>,
     sweeps: u64,
-    /// What may pass between the hold's beginning and the insertion: half of what a send is held, on this machine.
+    /// What may pass between the hold's beginning and the insertion: an eighth of what a send is held, on this machine.
     hold: Duration,
 }
 
@@ -98,7 +97,7 @@ impl Gate {
             obstacles,
             waiting: BTreeMap::new(),
             sweeps: 0,
-            hold: (rounds() / 2).max(HOLD),
+            hold: (held_for() / 8).max(HOLD),
         }
     }
 
@@ -406,13 +405,13 @@ impl Gate {
     }
 }
 
-/// How long a send is held at most: the time that so many looks at the clock take.
-fn rounds() -> Duration {
+/// How long a send is held at most: the time that as many looks at the clock take.
+fn held_for() -> Duration {
     let begun = Instant::now();
-    for _ in 0..ROUNDS {
+    for _ in 0..HOLD_ROUNDS {
         std::hint::black_box(crate::observer::since_boot());
     }
-    begun.elapsed()
+    begun.elapsed() * HOLD_READS
 }
 
 /// The state of a connection that the gate is to follow from the tap's state on.
