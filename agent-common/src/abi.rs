@@ -10,7 +10,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -18,6 +18,8 @@ pub const MAX_TARGETS: u32 = 8192;
 pub const MAX_CONNECTIONS: u32 = 8192;
 /// Counter slots. One a watched process; slot 0 is where calls go when none is free.
 pub const MAX_SLOTS: u32 = 8192;
+/// Threads that are in a send of which something was overwritten, at once.
+pub const MAX_EDITS: u32 = 1024;
 /// Connections that the gate stands before at once.
 pub const MAX_GATED: u32 = 2048;
 /// Bytes of the ring buffer for process events.
@@ -136,8 +138,10 @@ pub struct Control {
     pub lease: u64,
     /// An agent has been there until this moment, in ns since boot: without one, no candidates are made.
     pub attended: u64,
+    /// Not 0: another build's agent has taken over; what is followed is followed on, and nothing new is taken up.
+    pub closing: u64,
     /// For later.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 
 impl Control {
@@ -145,7 +149,8 @@ impl Control {
     pub const ZERO: Self = Self {
         lease: 0,
         attended: 0,
-        reserved: [0; 6],
+        closing: 0,
+        reserved: [0; 5],
     };
 }
 
@@ -328,11 +333,12 @@ pub enum Failure {
     TooMany = 12,
     Lease = 13,
     Candidate = 14,
+    NotRestored = 15,
 }
 
 impl Failure {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Joining,
         Self::Busy,
         Self::Blocking,
@@ -348,6 +354,7 @@ impl Failure {
         Self::TooMany,
         Self::Lease,
         Self::Candidate,
+        Self::NotRestored,
     ];
 
     /// The failure of this number.
@@ -370,6 +377,7 @@ impl Failure {
             12 => Some(Self::TooMany),
             13 => Some(Self::Lease),
             14 => Some(Self::Candidate),
+            15 => Some(Self::NotRestored),
             _ => None,
         }
     }
@@ -392,13 +400,14 @@ impl Failure {
             Self::TooMany => "too_many",
             Self::Lease => "lease",
             Self::Candidate => "candidate",
+            Self::NotRestored => "not_restored",
         }
     }
 
     /// What it means, in a sentence.
     pub const fn help(self) -> &'static str {
         match self {
-            Self::Joining => "the gate was not yet before the connection",
+            Self::Joining => "the connection was not followed yet, or no gate stood before it yet",
             Self::Busy => "no moment was found in which the gate could safely join the connection",
             Self::Blocking => {
                 "the source reads from a blocking socket, before which no gate can stand"
@@ -411,10 +420,13 @@ impl Failure {
             Self::Split => "the path lies in more than one send, or in too many pieces",
             Self::LongIndex => "the path is an index of more than one octet",
             Self::NoSubstitute => "the path has no substitute of its length",
-            Self::Unwritable => "the octets could not be overwritten",
+            Self::Unwritable => "the octets could not be read or overwritten",
             Self::TooMany => "one send with more calls than can be rewritten",
             Self::Lease => "no agent has renewed the lease",
             Self::Candidate => "the process was not yet known as a replica's",
+            Self::NotRestored => {
+                "a call was rejected, and the sender's bytes could not be put back"
+            }
         }
     }
 }
@@ -446,8 +458,14 @@ pub mod walks {
     pub const FOLLOW: u32 = 0;
     /// `tap_open`.
     pub const OPEN: u32 = 1;
+    /// `mend`.
+    pub const MEND: u32 = 2;
+    /// `replay`.
+    pub const REPLAY: u32 = 3;
+    /// `edit_walk`.
+    pub const EDIT: u32 = 4;
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 5;
 }
 
 /// Places in the array of the gate's programs.

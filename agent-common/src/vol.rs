@@ -59,3 +59,10 @@ pub fn masked(value: u32, mask: u32) -> u32 {
         value & mask
     }
 }
+
+/// `len`, from 1 to `mask` + 1, so that a verifier sees it: a comparison with 0 tells 6.1's nothing.
+#[inline(always)]
+#[must_use]
+pub fn positive(len: u32, mask: u32) -> u32 {
+    masked(len.wrapping_sub(1), mask) + 1
+}

@@ -1,48 +1,76 @@
-//! The end of a descriptor: its number may come back as anything, so what was known of it is forgotten.
+//! The end of a descriptor: its number may come back as anything, so what was known of it is forgotten. And, while `rewrite`
+//! enforces, what a process connects.
 //!
-//! Tracepoints `syscalls/sys_enter_*`: at the exit the number could already belong to another thread's new connection.
+//! Tracepoints `syscalls/sys_enter_*`, or entries of the functions behind these system calls: at the exit the number could already belong to another thread's new connection.
 //! Where one of them can't be attached, a number that comes back as another connection starts afresh with its
 //! preface all the same; only what comes back as something else is misread until it fails to parse.
 
 use agent_common::abi::{ConnKey, Target};
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::macros::{fentry, fexit, tracepoint};
+use aya_ebpf::programs::{FEntryContext, FExitContext, TracePointContext};
 
-use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, TARGETS, add};
+use crate::hook::{Exit, Files, Hook, Sockets};
+use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, SOCKETS, TARGETS, add};
 use crate::tap::gauge;
 
 /// Descriptors that `close_range` may close one by one; beyond, the process's connections are all forgotten.
 const ONE_BY_ONE: u32 = 32;
 
-#[tracepoint]
-pub fn fd_close(ctx: TracePointContext) -> u32 {
-    ended(&ctx, 0)
+/// `connect` goes on by itself; the descriptor is a socket all the same.
+const EINPROGRESS: i64 = -115;
+
+/// The two programs of a system call, of which one is attached.
+macro_rules! ends {
+    ($($tracepoint:ident $fentry:ident $body:ident;)*) => {$(
+        #[tracepoint]
+        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
+            $body(&ctx)
+        }
+
+        #[fentry]
+        pub fn $fentry(ctx: FEntryContext) -> u32 {
+            // Which file it is of makes no difference: it continues in no other program.
+            $body(&Files(ctx))
+        }
+    )*};
+}
+
+ends! {
+    fd_close fd_close_fentry close;
+    fd_close_range fd_close_range_fentry close_range;
+    fd_dup2 fd_dup2_fentry dup2;
+    fd_dup3 fd_dup3_fentry dup3;
+}
+
+#[inline(always)]
+fn close(ctx: &impl Hook) -> u32 {
+    ended(ctx, 0)
 }
 
 /// `dup2(old, new)` closes `new`.
-#[tracepoint]
-pub fn fd_dup2(ctx: TracePointContext) -> u32 {
-    if argument(&ctx, 0) == argument(&ctx, 1) {
+#[inline(always)]
+fn dup2(ctx: &impl Hook) -> u32 {
+    let [old, new, _] = ctx.arguments();
+    if old as u32 == new as u32 {
         return 0;
     }
-    ended(&ctx, 1)
+    ended(ctx, 1)
 }
 
-#[tracepoint]
-pub fn fd_dup3(ctx: TracePointContext) -> u32 {
-    ended(&ctx, 1)
+#[inline(always)]
+fn dup3(ctx: &impl Hook) -> u32 {
+    ended(ctx, 1)
 }
 
 /// `close_range(first, last, flags)`, 5.9.
-#[tracepoint]
-pub fn fd_close_range(ctx: TracePointContext) -> u32 {
+#[inline(always)]
+fn close_range(ctx: &impl Hook) -> u32 {
     let Some((tgid, target)) = target() else {
         return 0;
     };
-    let (first, last) = (argument(&ctx, 0), argument(&ctx, 1));
+    let [first, last, _] = ctx.arguments().map(|argument| argument as u32);
     if last < first {
         return 0;
     }
@@ -68,11 +96,32 @@ pub fn fd_close_range(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// An argument of a `sys_enter_*` tracepoint: a word each, from offset 16 on.
+#[tracepoint]
+pub fn fd_connect(ctx: TracePointContext) -> u32 {
+    connected(&ctx)
+}
+
+#[fexit]
+pub fn fd_connect_fexit(ctx: FExitContext) -> u32 {
+    connected(&Sockets(ctx))
+}
+
+/// The exit of `connect`: the descriptor is a socket.
 #[inline(always)]
-fn argument(ctx: &TracePointContext, number: usize) -> u32 {
-    // SAFETY: the record holds each of the call's arguments; the verifier checks the access.
-    unsafe { ctx.as_ptr().cast::<u64>().add(2 + number).read() as u32 }
+fn connected(ctx: &impl Exit) -> u32 {
+    let Some((tgid, target)) = target() else {
+        return 0;
+    };
+    let ret = ctx.returned();
+    if ret != 0 && ret != EINPROGRESS {
+        return 0;
+    }
+    let fd = ctx.arguments()[0] as u32;
+    // SAFETY: it is a map value.
+    let epoch = unsafe { (*target).epoch };
+    // Where there is no room, nothing of the connection is rewritten.
+    let _ = SOCKETS.insert(ConnKey { tgid, fd }, epoch, 0);
+    0
 }
 
 #[inline(always)]
@@ -82,9 +131,9 @@ fn target() -> Option<(u32, *mut Target)> {
 }
 
 #[inline(always)]
-fn ended(ctx: &TracePointContext, number: usize) -> u32 {
+fn ended(ctx: &impl Hook, number: usize) -> u32 {
     if let Some((tgid, target)) = target() {
-        forget(tgid, target, argument(ctx, number));
+        forget(tgid, target, ctx.arguments()[number] as u32);
     }
     0
 }
@@ -93,6 +142,7 @@ fn ended(ctx: &TracePointContext, number: usize) -> u32 {
 fn forget(tgid: u32, target: *mut Target, fd: u32) {
     let key = ConnKey { tgid, fd };
     let _ = OBSTACLES.remove(key);
+    let _ = SOCKETS.remove(key);
     let Some(tracked) = CONNECTIONS.get_ptr(key) else {
         return;
     };

@@ -8,12 +8,12 @@
 //! A connection begins where the tap stands ([`join`]), and from there on needs no tap.
 
 use agent_common::abi::{Failure, GATE_WINDOW, Gated, Slot, Target, gate as state, gates, verdict};
-use agent_common::h2::edit::{self, Edit, Segments};
+use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::paths::MAX_PATHS;
-use agent_common::h2::substitute::{Spelling, Substitute};
+use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::status;
-use agent_common::h2::walk::{self, Conn, Outcome, Source};
-use agent_common::vol::masked;
+use agent_common::h2::walk::{self, Outcome, Source};
+use agent_common::vol::positive;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes};
@@ -65,14 +65,14 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
     let paths = unsafe { &*paths };
     let buffer = Buffer { g, ctx: &ctx };
     if g.segments.found() {
-        edit::apply(&g.conn, &buffer);
+        edit::apply(&g.conn, &buffer, &g.segments);
         count(g);
     }
     for _ in 0..STEPS {
         if g.left.get() == 0 {
             return PASS;
         }
-        match edit::step(&g.conn, &buffer, paths, false) {
+        match edit::step(&g.conn, &buffer, &g.segments, paths, false) {
             Outcome::Continue => {}
             Outcome::Starved => {
                 if buffer.fill().is_err() {
@@ -131,7 +131,7 @@ fn join(g: &Gated, len: u32) -> bool {
     {
         return false;
     }
-    copy(&tracked.conn, &g.conn);
+    g.conn.copy_from(&tracked.conn);
     g.state.set(state::ACTIVE);
     tracked.gated.set(1);
     if let Some(slot) = SLOTS.get_ptr_mut(target.slot) {
@@ -139,20 +139,6 @@ fn join(g: &Gated, len: u32) -> bool {
         unsafe { add(&raw mut (*slot).gated, 1) };
     }
     true
-}
-
-/// Copies where a stream stands.
-#[inline(always)]
-fn copy(from: &Conn, to: &Conn) {
-    const WORDS: usize = size_of::<Conn>() / 8;
-    let (from, to) = (
-        core::ptr::from_ref(from).cast::<u64>(),
-        core::ptr::from_ref(to).cast_mut().cast::<u64>(),
-    );
-    for i in 0..WORDS {
-        // SAFETY: both are states in map values, 8 bytes aligned, and made of cells.
-        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
-    }
 }
 
 /// The connection can't be followed any more: everything passes, and the tap counts again.
@@ -235,12 +221,6 @@ fn latched(g: &Gated, slot: *mut Slot) {
         // SAFETY: the pointer leads into the slot, which is a map value.
         unsafe { add(&raw mut (*slot).latched, 1) };
     }
-}
-
-/// `len`, from 1 to `mask` + 1, so that 6.1's verifier sees it as well: a comparison with 0 tells it nothing.
-#[inline(always)]
-fn positive(len: u32, mask: u32) -> u32 {
-    masked(len - 1, mask) + 1
 }
 
 /// One buffer of a connection, as the walk reads it.
@@ -326,17 +306,14 @@ impl Source for Buffer<'_> {
     }
 }
 
-impl Edit for Buffer<'_> {
+impl Placed for Buffer<'_> {
     #[inline(always)]
     fn place(&self) -> u64 {
         self.g.offset.get() as u64
     }
+}
 
-    #[inline(always)]
-    fn segments(&self) -> &Segments {
-        &self.g.segments
-    }
-
+impl Edit for Buffer<'_> {
     #[inline(always)]
     fn substitute(&self, number: u32) -> Option<&Substitute> {
         // SAFETY: it is a map value that the agent wrote before it attached anything.
@@ -352,18 +329,18 @@ impl Edit for Buffer<'_> {
     }
 
     #[inline(always)]
-    fn literal(&self, place: u64, s: &Spelling, from: u32, end: u32) -> Result<(), Failure> {
+    fn literal(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> Result<(), Failure> {
         let from = from & 127;
         // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
-        let bytes = unsafe { s.substitute.as_ptr().add(from as usize) };
+        let bytes = unsafe { s.spelling.substitute.as_ptr().add(from as usize) };
         self.store(place, bytes, (end - from) & 127)
     }
 
     #[inline(always)]
-    fn undo(&self, place: u64, s: &Spelling, from: u32, end: u32) {
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
         let from = from & 127;
         // SAFETY: as above.
-        let bytes = unsafe { s.watched.as_ptr().add(from as usize) };
+        let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
         let _ = self.store(place, bytes, (end - from) & 127);
     }
 

@@ -3,10 +3,15 @@
 //! | module | programs | attach to |
 //! |---|---|---|
 //! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_follow` `tap_open` | exits of the send system calls |
+//! | [`rewrite`] | `edit_write` `edit_writev` `edit_sendto` `edit_sendmsg`, `edit_walk` | their entries |
+//! | [`rewrite`] | `mend`, `replay` | nothing: the tap goes on in them |
 //! | [`gate`] | `gate`, `gate_walk` | the sources' sockets (sk_skb) |
 //! | [`hold`] | `hold_write` `hold_writev` `hold_sendto` `hold_sendmsg` | entries of the send system calls |
-//! | [`fds`] | `fd_close` `fd_close_range` `fd_dup2` `fd_dup3` | entries of what ends a descriptor |
+//! | [`fds`] | `fd_close` `fd_close_range` `fd_dup2` `fd_dup3`, `fd_connect` | entries of what ends a descriptor, exit of `connect` |
 //! | [`procs`] | `proc_newtask` `proc_exec` `proc_exit` | births, programs and deaths of processes |
+//!
+//! What hangs on a system call is there twice ([`hook`]): for tracepoints, and, with `_fentry` or `_fexit` behind the name, for
+//! the function behind the call.
 //!
 //! Everything that parses is in `agent-common`; here is only where bytes come from and where counts go. Every
 //! program asks first whether the process is a target, and leaves at once if it isn't.
@@ -17,9 +22,11 @@
 mod fds;
 mod gate;
 mod hold;
+mod hook;
 mod maps;
 mod procs;
 mod regs;
+mod rewrite;
 mod source;
 mod tap;
 

@@ -3,8 +3,8 @@
 use core::arch::asm;
 
 use agent_common::abi::{
-    ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_GATED, MAX_SLOTS,
-    MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
+    ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_EDITS, MAX_GATED,
+    MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::substitute::Substitute;
@@ -13,6 +13,8 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
 
+use crate::hook::PLACES;
+use crate::rewrite::Edits;
 use crate::source::Scratch;
 
 /// `BPF_F_MMAPABLE` (5.5): the agent reads counters from memory. A look-up by system call would keep every tracepoint
@@ -44,13 +46,41 @@ pub static TOTALS: Array<Totals> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 pub static PATHS: Array<PathTable> = Array::with_max_entries(1, 0);
 
-/// What a walk needs beside its stack. A tracepoint program is not preempted, so one a CPU is enough.
+/// What a walk needs beside its stack, by `Hook::place`.
 #[map]
-pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(PLACES, 0);
 
-/// The programs that `abi::walks` numbers.
+/// The programs that `abi::walks` numbers, for tracepoints.
 #[map]
 pub static WALKS: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
+
+/// The same for exits of functions (`hook::Files`).
+#[map]
+pub static WALKS_FEXIT: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
+
+/// The same (`hook::Sockets`).
+#[map]
+pub static WALKS_FEXIT_NET: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
+
+/// The same for entries of functions (`hook::Files`).
+#[map]
+pub static WALKS_FENTRY: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
+
+/// The same (`hook::Sockets`).
+#[map]
+pub static WALKS_FENTRY_NET: ProgramArray = ProgramArray::with_max_entries(walks::COUNT, 0);
+
+/// Descriptors that a process has connected, with its epoch: what is written to them goes to a socket, never to a file.
+#[map]
+pub static SOCKETS: HashMap<ConnKey, u64> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
+
+/// What was overwritten in the send that a thread (`bpf_get_current_pid_tgid`) is in.
+#[map]
+pub static EDITS: HashMap<u64, Edits> = HashMap::with_max_entries(MAX_EDITS, 0);
+
+/// An entry of nothing, too large for a program's stack.
+#[map]
+pub static NO_EDITS: Array<Edits> = Array::with_max_entries(1, 0);
 
 /// Process events for the agent.
 #[map]
@@ -90,6 +120,13 @@ pub fn leased() -> bool {
     // SAFETY: the helper takes nothing and returns a number; the word may be written by the agent meanwhile.
     control()
         .is_some_and(|c| unsafe { bpf_ktime_get_boot_ns() <= (&raw const c.lease).read_volatile() })
+}
+
+/// Whether another build's agent has taken over.
+#[inline(always)]
+pub fn closing() -> bool {
+    // SAFETY: the word may be written by the agent meanwhile.
+    control().is_some_and(|c| unsafe { (&raw const c.closing).read_volatile() } != 0)
 }
 
 /// Adds `n` to a counter that other CPUs add to as well.

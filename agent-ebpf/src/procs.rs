@@ -15,7 +15,7 @@ use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::warn;
 
-use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, control, event_lost};
+use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, closing, control, event_lost};
 
 /// `clone(2)`: a thread, not a process.
 const CLONE_THREAD: u64 = 0x10000;
@@ -55,12 +55,12 @@ pub fn proc_newtask(ctx: TracePointContext) -> u32 {
     }
     let parent = (bpf_get_current_pid_tgid() >> 32) as u32;
     match TARGETS.get_ptr(parent) {
-        Some(target) => {
+        Some(target) if !closing() => {
             // SAFETY: it is a map value.
             let verdict = unsafe { (*target).verdict };
             watch(&ctx, child, event::FORK, parent, verdict);
         }
-        None => {
+        _ => {
             if TARGETS.get_ptr(child).is_some() {
                 let _ = TARGETS.remove(child);
             }
@@ -90,9 +90,12 @@ pub fn proc_exit(_ctx: TracePointContext) -> u32 {
     0
 }
 
-/// Whether an agent is there, or was a moment ago: pinned programs go on without one.
+/// Whether an agent of this build is there, or was a moment ago: pinned programs go on without one.
 #[inline(always)]
 fn attended() -> bool {
+    if closing() {
+        return false;
+    }
     // SAFETY: the helper takes nothing and returns a number; the word may be written by the agent meanwhile.
     control().is_some_and(|c| unsafe {
         let until = (&raw const c.attended).read_volatile();

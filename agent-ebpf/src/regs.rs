@@ -1,10 +1,8 @@
-//! The arguments of the system call that the current task is leaving.
+//! The registers that user space had when it made the system call.
 //!
-//! They are read at the *exit*, from the registers that the kernel saved at the entry: so one program a system call is
-//! enough, nothing has to be kept between entry and exit, and a call counts with what it really sent. It takes
-//! `bpf_task_pt_regs`, Linux 5.15 (kernel commit dd6e10fbd9fb), and `bpf_get_current_task_btf`, 5.11.
-
-use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_task_pt_regs};
+//! Tracepoint programs read them at the *exit* as well: so one program a system call is enough, nothing has to be kept between entry
+//! and exit, and a call counts with what it really sent. It takes `bpf_task_pt_regs`, Linux 5.15 (kernel commit
+//! dd6e10fbd9fb), and `bpf_get_current_task_btf`, 5.11.
 
 /// Index of the first three arguments in `struct pt_regs`, in words. The layout is ABI (it is what ptrace shows).
 #[cfg(bpf_target_arch = "x86_64")]
@@ -13,17 +11,49 @@ const ARGS: [usize; 3] = [14, 13, 12]; // rdi, rsi, rdx
 #[cfg(bpf_target_arch = "aarch64")]
 const ARGS: [usize; 3] = [34, 1, 2];
 
+/// Index of the system call's number, a word of 4 bytes.
+#[cfg(bpf_target_arch = "x86_64")]
+const NUMBER: usize = 2 * 15; // orig_rax
+#[cfg(bpf_target_arch = "aarch64")]
+const NUMBER: usize = 2 * 35; // syscallno
+
+/// `write`, `writev`, `sendto`.
+#[cfg(bpf_target_arch = "x86_64")]
+const SENDS: [u32; 3] = [1, 20, 44];
+#[cfg(bpf_target_arch = "aarch64")]
+const SENDS: [u32; 3] = [64, 66, 206];
+
 /// The first three arguments.
+///
+/// # Safety
+/// `regs` are the current task's.
 #[inline(always)]
-pub fn arguments() -> [u64; 3] {
-    // SAFETY: both helpers return valid pointers in task context (never null for the current task), and the verifier
-    // checks each load against the kernel's own type of `struct pt_regs`.
+pub unsafe fn arguments(regs: *const u64) -> [u64; 3] {
+    // SAFETY: the verifier checks each load against the kernel's own type of `struct pt_regs`.
     unsafe {
-        let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64;
         [
             regs.add(ARGS[0]).read_volatile(),
             regs.add(ARGS[1]).read_volatile(),
             regs.add(ARGS[2]).read_volatile(),
         ]
+    }
+}
+
+/// Which send it is: 0 `write`, 1 `writev`, 2 `sendto`, 3 `sendmsg`.
+///
+/// # Safety
+/// As of [`arguments`].
+#[inline(always)]
+pub unsafe fn send(regs: *const u64) -> u32 {
+    // SAFETY: as in `arguments`.
+    let number = unsafe { regs.cast::<u32>().add(NUMBER).read_volatile() };
+    if number == SENDS[0] {
+        0
+    } else if number == SENDS[1] {
+        1
+    } else if number == SENDS[2] {
+        2
+    } else {
+        3
     }
 }

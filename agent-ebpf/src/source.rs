@@ -1,6 +1,8 @@
 //! The bytes of a send, where the sender keeps them: one buffer or an array of them, in user memory.
 
 use agent_common::abi::{ConnKey, Tracked};
+use agent_common::h2::edit::Segments;
+use agent_common::h2::frame::PREFACE;
 use agent_common::h2::walk::Source;
 use agent_common::vol::Vol;
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
@@ -55,12 +57,81 @@ pub struct Scratch {
     pub at: Vol<u64>,
     window_at: Vol<u32>,
     window_len: Vol<u32>,
-    /// Requests found, by class (`tap::class_index`).
-    pub found: [Vol<u32>; 32],
+    /// Requests found, by class.
+    found: [Vol<u32>; 32],
+    /// There are some.
+    pub noted: Vol<u32>,
+    /// Not 0 after the first run of an enforcer's walk.
+    pub running: Vol<u32>,
+    /// A request whose path is still to be looked up in the journal has ended.
+    pub pending: Vol<u32>,
+    /// Why a call of this send was not rewritten (`Failure`'s number + 1), or 0.
+    pub failure: Vol<u32>,
+    /// Where the path in progress lies.
+    pub segments: Segments,
     window: [Vol<u8>; WINDOW as usize],
 }
 
+/// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 31.
+#[inline(always)]
+fn class_index(class: u32) -> usize {
+    (class & 31) as usize
+}
+
 impl Scratch {
+    /// Notes a request.
+    #[inline(always)]
+    pub fn note(&self, class: u32) {
+        let found = &self.found[class_index(class)];
+        found.set(found.get() + 1);
+        self.noted.set(1);
+    }
+
+    /// How many of that class were noted; from now on none.
+    #[inline(always)]
+    pub fn take(&self, class: u32) -> u32 {
+        let found = &self.found[class_index(class)];
+        let n = found.get();
+        if n != 0 {
+            found.set(0);
+        }
+        n
+    }
+
+    /// The bytes that were read last.
+    #[inline(always)]
+    pub fn window(&self) -> *mut u8 {
+        self.window.as_ptr().cast_mut().cast()
+    }
+
+    /// An octet of those that were read last.
+    #[inline(always)]
+    pub fn octet(&self, at: u32) -> u8 {
+        self.window[(at & (WINDOW - 1)) as usize].get()
+    }
+
+    /// Brings the first bytes of the send in. Empty buffers in front are rare, and the walk passes them; but how a send begins
+    /// is told by its first bytes.
+    #[inline(always)]
+    pub fn first_buffer(&self) -> Result<(), ()> {
+        if self.left.get() == 0 {
+            self.next_buffer()?;
+        }
+        if self.left.get() == 0 {
+            self.next_buffer()?;
+        }
+        if self.left.get() != 0 && self.window_len.get() == 0 {
+            self.fill()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the next byte is the preface's first.
+    #[inline(always)]
+    pub fn may_be_preface(&self) -> bool {
+        self.ready() != 0 && self.peek(0) == PREFACE[0]
+    }
+
     /// Stands before a send of `sent` bytes in one buffer.
     #[inline(always)]
     pub fn buffer(&self, address: u64, sent: u32) {
@@ -85,12 +156,6 @@ impl Scratch {
     fn empty_window(&self) {
         self.window_at.set(0);
         self.window_len.set(0);
-    }
-
-    /// Whether nothing of the buffer was read yet.
-    #[inline(always)]
-    pub fn window_is_empty(&self) -> bool {
-        self.window_len.get() == 0
     }
 
     /// Goes to the next buffer. `Err` where there is none, or it can't be read.

@@ -1,27 +1,25 @@
 //! The tap: follows what watched processes send, and counts the requests in it. It changes nothing.
 //!
-//! `tap_write`, `tap_writev`, `tap_sendto`, `tap_sendmsg`: tracepoints `syscalls/sys_exit_*`. They find out who sends,
-//! what and where, and go on by tail call in `tap_follow` (a connection in sync) or `tap_open` (one that begins or may be
-//! joined); another kind of hook is another thin entry before the same bodies. Minimum kernel 5.15 (see [`crate::regs`]).
-//! Privileges: CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
+//! `tap_write`, `tap_writev`, `tap_sendto`, `tap_sendmsg`: tracepoints `syscalls/sys_exit_*`, or, with `_fexit` behind the name, exits
+//! of the functions behind these system calls. They find out who sends, what and where, and go on by tail call in `tap_follow`
+//! (a connection in sync) or `tap_open` (one that begins or may be joined). Minimum kernel 5.15 (see [`crate::regs`]).
+//! Privileges: CAP_BPF and CAP_PERFMON, and for tracepoints CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
 use agent_common::abi::{
     ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
 };
-use agent_common::h2::frame::PREFACE;
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::track::{self, Begin, End, status};
-use agent_common::h2::walk::{self, Conn, Fault, Outcome, Source};
-use aya_ebpf::EbpfContext;
+use agent_common::h2::walk::{self, Conn, Fault, Outcome};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::macros::tracepoint;
-use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::macros::{fexit, tracepoint};
+use aya_ebpf::programs::{FExitContext, TracePointContext};
 
+use crate::hook::{Exit, Files, Hook, Sockets, walks};
 use crate::maps::{
-    CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, WALKS, add, event_lost, failed,
-    unparsed,
+    CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, closing, event_lost,
+    failed, leased, unparsed,
 };
-use crate::regs;
 use crate::source::{Scratch, two_words};
 
 /// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
@@ -30,7 +28,7 @@ const STEPS: u32 = 64;
 
 /// How a system call hands over its bytes.
 #[derive(Clone, Copy)]
-enum Shape {
+pub enum Shape {
     /// `(fd, buffer, length)`
     Buffer,
     /// `(fd, iovecs, count)`
@@ -39,50 +37,56 @@ enum Shape {
     Message,
 }
 
-#[tracepoint]
-pub fn tap_write(ctx: TracePointContext) -> u32 {
-    sent(&ctx, Shape::Buffer)
+impl Shape {
+    /// Where the `struct iovec`s lie, and how many they are; of [`Shape::Buffer`] it means nothing.
+    #[inline(always)]
+    pub fn vector(self, address: u64, count: u64) -> Result<(u64, u32), ()> {
+        match self {
+            Self::Message => {
+                // `struct msghdr`: msg_iov at 16, msg_iovlen at 24.
+                let [iovecs, count] = two_words(address + 16)?;
+                Ok((iovecs, count as u32))
+            }
+            _ => Ok((address, count as u32)),
+        }
+    }
 }
 
-#[tracepoint]
-pub fn tap_writev(ctx: TracePointContext) -> u32 {
-    sent(&ctx, Shape::Vector)
+/// A send's two programs, of which one is attached.
+macro_rules! sends {
+    ($($tracepoint:ident $fexit:ident $of:ident $shape:ident;)*) => {$(
+        #[tracepoint]
+        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
+            sent(&ctx, Shape::$shape)
+        }
+
+        #[fexit]
+        pub fn $fexit(ctx: FExitContext) -> u32 {
+            sent(&$of(ctx), Shape::$shape)
+        }
+    )*};
 }
 
-#[tracepoint]
-pub fn tap_sendto(ctx: TracePointContext) -> u32 {
-    sent(&ctx, Shape::Buffer)
+sends! {
+    tap_write tap_write_fexit Files Buffer;
+    tap_writev tap_writev_fexit Files Vector;
+    tap_sendto tap_sendto_fexit Sockets Buffer;
+    tap_sendmsg tap_sendmsg_fexit Sockets Message;
 }
 
-#[tracepoint]
-pub fn tap_sendmsg(ctx: TracePointContext) -> u32 {
-    sent(&ctx, Shape::Message)
-}
-
-/// The exit of a send: `long ret` lies at 16 in the tracepoint's record, on every architecture (the agent checks
-/// it against the kernel's `format` file before it attaches).
+/// The exit of a send.
 #[inline(always)]
-fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
-    // SAFETY: the record of a `sys_exit_*` tracepoint is 24 bytes long; the verifier checks the access.
-    let ret = unsafe { ctx.as_ptr().cast::<i64>().add(2).read() };
+fn sent(ctx: &impl Exit, shape: Shape) -> u32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let Some(target) = TARGETS.get_ptr(tgid) else {
         return 0;
     };
-    let [fd, address, count] = regs::arguments();
-    // EAGAIN, EPIPE, EINTR and the like: nothing was sent.
-    if ret <= 0 {
-        let fd = fd as u32;
-        if let Some(tracked) = CONNECTIONS.get_ptr(ConnKey { tgid, fd }) {
-            // SAFETY: it is a map value.
-            unsafe { (*tracked).sending.set(0) };
-        }
-        return 0;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    let ret = ctx.returned();
+    let [fd, address, count] = ctx.arguments();
+    let Some(scratch) = SCRATCH.get_ptr_mut(ctx.place()) else {
         return 0;
     };
-    // SAFETY: both point to map values. The scratch is this CPU's, and nothing preempts a tracepoint program.
+    // SAFETY: both point to map values, and nobody else has this place meanwhile.
     unsafe {
         (*scratch).key = ConnKey {
             tgid,
@@ -94,63 +98,87 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
     }
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
-    let sent = ret as u32;
-    s.total.set(sent as u64);
-    match shape {
-        Shape::Buffer => s.buffer(address, sent),
-        Shape::Vector => s.buffers(address, count as u32, sent),
-        Shape::Message => {
-            // `struct msghdr`: msg_iov at 16, msg_iovlen at 24.
-            let Ok([iovecs, count]) = two_words(address + 16) else {
-                unparsed(Reason::Unreadable);
-                return 0;
-            };
-            s.buffers(iovecs, count as u32, sent);
+    s.failure.set(0);
+    s.begun.set(NOT_BEGUN);
+    s.total.set(ret as u64);
+    if ret > 0 {
+        let sent = ret as u32;
+        match shape {
+            Shape::Buffer => s.buffer(address, sent),
+            _ => {
+                let Ok((iovecs, count)) = shape.vector(address, count) else {
+                    unparsed(Reason::Unreadable);
+                    return 0;
+                };
+                s.buffers(iovecs, count, sent);
+            }
         }
     }
-    s.begun.set(NOT_BEGUN);
-    // SAFETY: the program there is of the same type and reads the same context.
-    unsafe { WALKS.tail_call(ctx, walks::FOLLOW) };
+    // Only while `rewrite` enforces there is such a program: it puts the sender's bytes back.
+    ctx.go_on(walks::MEND);
+    go(ctx, s, walks::FOLLOW)
+}
+
+/// Walks what was sent, if anything was.
+#[inline(always)]
+pub fn go(ctx: &impl Exit, s: &Scratch, walk: u32) -> u32 {
+    if s.total.get() as i64 > 0 {
+        ctx.go_on(walk);
+    } else if let Some(tracked) = CONNECTIONS.get_ptr(s.key) {
+        // EAGAIN, EPIPE, EINTR and the like: nothing was sent.
+        // SAFETY: it is a map value.
+        unsafe { (*tracked).sending.set(0) };
+    }
     0
 }
 
 /// Values of `Scratch::begun`.
-const NOT_BEGUN: u32 = 0;
-const FOLLOW: u32 = 1;
-const FRESH: u32 = 2;
-const JOIN: u32 = 3;
+pub const NOT_BEGUN: u32 = 0;
+pub const FOLLOW: u32 = 1;
+pub const FRESH: u32 = 2;
+pub const JOIN: u32 = 3;
 
 /// How a walk ended.
-const MORE: u32 = 0;
-const DONE: u32 = 1;
-const UNREADABLE: u32 = 2;
-const FAULT: u32 = 16;
+pub const MORE: u32 = 0;
+pub const DONE: u32 = 1;
+pub const UNREADABLE: u32 = 2;
+pub const FAULT: u32 = 16;
 
+/// The scratch of the hook that this program continues.
 #[inline(always)]
-fn scratch<'a>() -> Option<&'a Scratch> {
-    // SAFETY: it is this CPU's map value, nothing preempts a tracepoint program, and it is written through cells.
-    SCRATCH.get_ptr(0).map(|scratch| unsafe { &*scratch })
+pub fn scratch<'a>(ctx: &impl Hook) -> Option<&'a Scratch> {
+    // SAFETY: it is a map value that nobody else has meanwhile, and it is written through cells.
+    SCRATCH
+        .get_ptr(ctx.place())
+        .map(|scratch| unsafe { &*scratch })
+}
+
+walks! {
+    exit
+    tap_follow tap_follow_fexit tap_follow_fexit_net follow;
+    tap_open tap_open_fexit tap_open_fexit_net opened;
 }
 
 /// Walks a send of a connection that is in sync: the common case, in place, with one look-up.
-#[tracepoint]
-pub fn tap_follow(ctx: TracePointContext) -> u32 {
-    let Some(s) = scratch() else {
+#[inline(always)]
+fn follow(ctx: &impl Exit) -> u32 {
+    let Some(s) = scratch(ctx) else {
         return 0;
     };
     let tracked = match CONNECTIONS.get_ptr(s.key) {
         // SAFETY: it is a map value; one connection's sends don't overlap (a client that wrote to one HTTP/2
         // connection from two threads at once would break it).
         Some(tracked) => unsafe { &*tracked },
-        None => return open(&ctx),
+        None => return open(ctx),
     };
     let c = &tracked.conn;
     if tracked.epoch != s.tracked.epoch || c.status.get() != status::SYNCED {
-        return open(&ctx);
+        return open(ctx);
     }
     if s.begun.get() == NOT_BEGUN {
         s.begun.set(FOLLOW);
         if c.at_border() {
+            // One look for a buffer is enough: a border is passed as well.
             if s.left.get() == 0 && s.next_buffer().is_err()
                 || s.left.get() != 0 && s.fill().is_err()
             {
@@ -158,9 +186,9 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
                 return 0;
             }
             // A frame of 5 MB, or a connection that begins anew.
-            if s.ready() != 0 && s.peek(0) == PREFACE[0] {
+            if s.may_be_preface() {
                 s.begun.set(NOT_BEGUN);
-                return open(&ctx);
+                return open(ctx);
             }
         }
     }
@@ -168,9 +196,16 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
     let ended = walk(s, c, true);
     flush(s);
     if ended == MORE {
-        // SAFETY: as in `sent`. It returns only when 33 calls were made.
-        unsafe { WALKS.tail_call(&ctx, walks::FOLLOW) };
+        ctx.go_on(walks::FOLLOW);
     }
+    followed(s, tracked, ended);
+    0
+}
+
+/// Ends a send of a connection that was in sync.
+#[inline(always)]
+pub fn followed(s: &Scratch, tracked: &Tracked, ended: u32) {
+    let c = &tracked.conn;
     if ended != DONE {
         follow_lost(s, c, ended);
     }
@@ -181,13 +216,11 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
     // In this order: who sees that no send is under way sees all that was sent.
     tracked.sent.set(tracked.sent.get() + s.total.get());
     tracked.sending.set(0);
-    0
 }
 
 #[inline(always)]
-fn open(ctx: &TracePointContext) -> u32 {
-    // SAFETY: as in `sent`.
-    unsafe { WALKS.tail_call(ctx, walks::OPEN) };
+pub fn open(ctx: &impl Exit) -> u32 {
+    ctx.go_on(walks::OPEN);
     0
 }
 
@@ -216,9 +249,9 @@ fn reason(ended: u32) -> Reason {
 
 /// Walks a send of a connection that begins, or that may be joined, in the scratch: only what turns out to be
 /// HTTP/2 gets a place in the map.
-#[tracepoint]
-pub fn tap_open(ctx: TracePointContext) -> u32 {
-    let Some(s) = scratch() else {
+#[inline(always)]
+fn opened(ctx: &impl Exit) -> u32 {
+    let Some(s) = scratch(ctx) else {
         return 0;
     };
     if s.begun.get() == NOT_BEGUN && !begin(s) {
@@ -226,8 +259,7 @@ pub fn tap_open(ctx: TracePointContext) -> u32 {
     }
     let ended = walk(s, &s.tracked.conn, false);
     if ended == MORE {
-        // SAFETY: as in `sent`.
-        unsafe { WALKS.tail_call(&ctx, walks::OPEN) };
+        ctx.go_on(walks::OPEN);
     }
     end(s, ended);
     0
@@ -235,7 +267,7 @@ pub fn tap_open(ctx: TracePointContext) -> u32 {
 
 /// Decides how to walk. `false`: not at all.
 #[inline(always)]
-fn begin(s: &Scratch) -> bool {
+pub fn begin(s: &Scratch) -> bool {
     let c = &s.tracked.conn;
     match CONNECTIONS.get_ptr(s.key) {
         // SAFETY: it is a map value.
@@ -245,6 +277,9 @@ fn begin(s: &Scratch) -> bool {
             s.known.set(1);
         }
         _ => {
+            if closing() {
+                return false;
+            }
             c.status.set(status::NEW);
             s.known.set(0);
         }
@@ -256,11 +291,7 @@ fn begin(s: &Scratch) -> bool {
     }
     // What another connection left in the scratch; `track::begin` goes by where the stream stands.
     c.restart();
-    // Empty buffers in front are rare; the walk passes them, but `begin` wants the first bytes.
-    if s.left.get() == 0 && s.next_buffer().is_err()
-        || s.left.get() == 0 && s.next_buffer().is_err()
-        || s.left.get() != 0 && s.window_is_empty() && s.fill().is_err()
-    {
+    if s.first_buffer().is_err() {
         return false;
     }
     s.begun
@@ -307,25 +338,16 @@ fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
                     return UNREADABLE;
                 }
             }
-            Outcome::Request => {
-                let found = &s.found[class_index(c.path.get())];
-                found.set(found.get() + 1);
-            }
+            Outcome::Request => s.note(c.path.get()),
             Outcome::Fault(fault) => return FAULT + fault as u32,
         }
     }
     MORE
 }
 
-/// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 31.
-#[inline(always)]
-fn class_index(class: u32) -> usize {
-    (class & 31) as usize
-}
-
 /// Keeps what a send that was walked in the scratch left behind.
 #[inline(always)]
-fn end(s: &Scratch, ended: u32) {
+pub fn end(s: &Scratch, ended: u32) {
     let c = &s.tracked.conn;
     let begun = if s.begun.get() == JOIN {
         Begin::Join
@@ -365,26 +387,30 @@ fn end(s: &Scratch, ended: u32) {
 /// Forgets the requests that were noted: they were none.
 #[inline(always)]
 fn unfind(s: &Scratch) {
-    for found in &s.found {
-        found.set(0);
+    for class in walk::WATCHED..walk::LATCHED + MAX_PATHS as u32 {
+        s.take(class);
     }
+    s.take(walk::UNRESOLVED);
+    s.noted.set(0);
 }
 
 /// Counts the requests that were noted.
 #[inline(always)]
-fn flush(s: &Scratch) {
-    for path in 0..MAX_PATHS as u32 {
-        flush_one(s, walk::WATCHED + path);
+pub fn flush(s: &Scratch) {
+    if s.noted.get() == 0 {
+        return;
+    }
+    s.noted.set(0);
+    for class in walk::WATCHED..walk::LATCHED + MAX_PATHS as u32 {
+        flush_one(s, class);
     }
     flush_one(s, walk::UNRESOLVED);
 }
 
 #[inline(always)]
 fn flush_one(s: &Scratch, class: u32) {
-    let found = &s.found[class_index(class)];
-    let n = found.get();
+    let n = s.take(class);
     if n != 0 {
-        found.set(0);
         count(s, class, n);
     }
 }
@@ -399,13 +425,9 @@ fn count(s: &Scratch, class: u32, n: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
-    let note = match OBSTACLES.get_ptr(s.key) {
-        // SAFETY: it is a map value.
-        Some(note) => unsafe { *note },
-        // No gate stands before it yet.
-        None => Failure::Joining as u32,
-    };
-    if note == FOREIGN {
+    // SAFETY: it is a map value.
+    let note = OBSTACLES.get_ptr(s.key).map(|note| unsafe { *note });
+    if note == Some(FOREIGN) {
         return;
     }
     if class == walk::UNRESOLVED {
@@ -413,16 +435,33 @@ fn count(s: &Scratch, class: u32, n: u32) {
         unsafe { add(&raw mut (*slot).unresolved, n as u64) };
         return;
     }
-    let mut column = ruling;
-    if ruling == verdict::REJECTED {
-        // No gate stands before the connection, so it went through.
-        column = verdict::ADMITTED;
-        failed(Failure::of(note).unwrap_or(Failure::Joining), n as u64);
-    }
-    let path = (class - walk::WATCHED) as usize & (MAX_PATHS - 1);
+    let (number, column) = if class >= walk::LATCHED {
+        // It was rewritten, or refers to what was.
+        (class - walk::LATCHED, verdict::REJECTED)
+    } else if ruling == verdict::REJECTED {
+        failed(why(s, note), n as u64);
+        (class - walk::WATCHED, verdict::ADMITTED)
+    } else {
+        (class - walk::WATCHED, ruling)
+    };
+    let path = number as usize & (MAX_PATHS - 1);
     let column = column as usize & (verdict::COUNT - 1);
     // SAFETY: as above, and both indices are masked.
     unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
+}
+
+/// Why a call went through that should have been rejected.
+#[inline(always)]
+fn why(s: &Scratch, note: Option<u32>) -> Failure {
+    if let Some(why) = Failure::of(s.failure.get().wrapping_sub(1)) {
+        return why;
+    }
+    match note {
+        Some(note) => Failure::of(note).unwrap_or(Failure::Joining),
+        None if !leased() => Failure::Lease,
+        // No gate stands before it yet, or it was not yet in sync when this send began.
+        None => Failure::Joining,
+    }
 }
 
 /// Puts the connection into the map.
@@ -435,6 +474,7 @@ fn keep(s: &Scratch) {
     tracked.sending.set(0);
     tracked.gated.set(0);
     tracked.latched.set(0);
+    latched(s, tracked, &tracked.conn);
     if CONNECTIONS.insert(s.key, tracked, 0).is_err() {
         settle_from(s, now, status::NEW);
         unparsed(Reason::TableFull);
@@ -442,6 +482,19 @@ fn keep(s: &Scratch) {
     }
     if now == status::SYNCED {
         announce(s);
+    }
+}
+
+/// Notes once that the server's dynamic table has a substitute in it.
+#[inline(always)]
+pub fn latched(s: &Scratch, tracked: &Tracked, c: &Conn) {
+    if c.latches()
+        && tracked.latched.get() == 0
+        && let Some(slot) = SLOTS.get_ptr_mut(s.slot.get())
+    {
+        tracked.latched.set(1);
+        // SAFETY: the pointer leads into the slot, which is a map value.
+        unsafe { add(&raw mut (*slot).latched, 1) };
     }
 }
 
@@ -494,7 +547,7 @@ pub fn gauge(slot: u32, state: u32, n: u64) {
 const _: () = {
     assert!(
         walk::LATCHED as usize + MAX_PATHS <= 31,
-        "classes and UNRESOLVED fit in `found`"
+        "classes and UNRESOLVED fit in `Scratch::found`"
     );
     assert!(verdict::COUNT.is_power_of_two());
     assert!(

@@ -19,7 +19,9 @@ fn main() -> ExitCode {
         Command::Status(arguments) => commands::status::run(&arguments).into(),
         Command::Mode(arguments) => commands::mode::run(&arguments).into(),
         Command::Detach(arguments) => commands::detach::run(&arguments).into(),
-        Command::Doctor(arguments) => commands::doctor::run(&arguments, Some(tap::probe)).into(),
+        Command::Doctor(arguments) => {
+            commands::doctor::run(&arguments, Some(tap::probe::all)).into()
+        }
     }
 }
 

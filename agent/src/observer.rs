@@ -631,7 +631,7 @@ impl Engine for Observer {
             mode: state.policy.node_mode(),
             overrides: state.policy.overrides(),
             methods: state.methods.clone(),
-            tap: "tracepoint",
+            tap: state.tap.kind.name(),
             enforcer: enforcer.as_ref().ok().copied(),
             enforcer_reason: enforcer.err(),
             programs,

@@ -42,6 +42,8 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             pin_dir: settings.pin_dir.clone(),
             lease: settings.lease,
             methods: settings.methods.clone(),
+            tap: settings.tap,
+            enforcer: settings.enforcer,
         };
         let enforces = settings.policy.enforces();
         let start = move || start(plan, enforces);

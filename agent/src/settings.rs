@@ -61,18 +61,6 @@ pub enum SettingsError {
         /// The flag or the variable.
         place: String,
     },
-    /// A tap that doesn't exist yet.
-    #[error("{place}: not in this version, whose tap is tracepoint")]
-    Tap {
-        /// The flag or the variable.
-        place: String,
-    },
-    /// An enforcer that doesn't exist yet.
-    #[error("{place}: not in this version, whose enforcer is gate")]
-    Enforcer {
-        /// The flag or the variable.
-        place: String,
-    },
     /// A discovery that doesn't exist yet.
     #[error("{place}: this version discovers replicas in /proc only")]
     Discover {
@@ -100,14 +88,6 @@ impl Settings {
                 return Err(SettingsError::Answer { place });
             }
         };
-        if arguments.tap == cli::Tap::Fentry {
-            let place = origins.tap.written("tap", "fentry");
-            return Err(SettingsError::Tap { place });
-        }
-        if arguments.enforcer == cli::Enforcer::Rewrite {
-            let place = origins.enforcer.written("enforcer", "rewrite");
-            return Err(SettingsError::Enforcer { place });
-        }
         if arguments.discover == Discover::Kube {
             let place = origins.discover.written("discover", "kube");
             return Err(SettingsError::Discover { place });
@@ -296,14 +276,12 @@ mod tests {
     fn what_this_version_has_not_is_refused_by_name() {
         for (flags, place) in [
             (["--answer", "quiet"], "--answer quiet: "),
-            (["--tap", "fentry"], "--tap fentry: "),
-            (["--enforcer", "rewrite"], "--enforcer rewrite: "),
             (["--discover", "kube"], "--discover kube: "),
         ] {
             let error = resolve(&flags, "").unwrap_err().to_string();
             assert!(error.starts_with(place), "{error}");
             assert!(error.contains("this version"), "{error}");
         }
-        assert!(resolve(&["--tap", "tracepoint", "--discover", "proc"], "").is_ok());
+        assert!(resolve(&["--tap", "fentry", "--discover", "proc"], "").is_ok());
     }
 }

@@ -5,6 +5,7 @@
 //! substitute from then on, and the connection is *latched*: later calls by that index are rejected by the server
 //! itself. An index of one octet that names an entry from before becomes `:path: /`.
 
+use super::journal::id_of;
 use super::paths::Paths;
 use super::substitute::{INDEX, Spelling, Substitute};
 use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
@@ -61,6 +62,24 @@ impl Segments {
         self.place[0].get()
     }
 
+    /// Whether any of the path in progress lies in this send.
+    #[inline(always)]
+    pub(super) fn begun(&self) -> bool {
+        self.count.get() != 0
+    }
+
+    /// Where the watched path begins that the last step passed, and whether it is a literal; [`Segments::found`] is over.
+    #[inline(always)]
+    pub(super) fn take(&self) -> Option<(u64, bool)> {
+        let found = self.found.get();
+        self.found.set(found::NOTHING);
+        match found {
+            found::LITERAL => Some((self.first(), true)),
+            found::INDEX => Some((self.index.get(), false)),
+            _ => None,
+        }
+    }
+
     /// Why the watched path of the request that just ended was not substituted, where it should have been.
     #[inline(always)]
     pub fn failure(&self) -> Option<Failure> {
@@ -100,31 +119,52 @@ impl Segments {
 
 const _: () = assert!(SEGMENTS.is_power_of_two());
 
-/// A source whose bytes can be overwritten.
+/// A source that knows where its bytes lie.
 ///
 /// Its [`Source::RUN`] must be 1, so that an index is a step of its own.
-pub trait Edit: Source {
+pub trait Placed: Source {
     /// Where the next byte lies, in the enforcer's own terms (an address, an offset).
     fn place(&self) -> u64;
-    /// The pieces of the path in progress.
-    fn segments(&self) -> &Segments;
+}
+
+/// Bytes that can be overwritten where [`Placed`] says that they lie. Spellings have the ids of [`id_of`].
+pub trait Edit {
     /// What watched path `number` is overwritten with.
     fn substitute(&self, number: u32) -> Option<&Substitute>;
     /// Whether the call whose path begins at `place` is to be rejected; `begun`: an earlier part of it was.
     fn reject(&self, place: u64, begun: bool) -> bool;
     /// Overwrites the octets from `place` on with octets `from` to `end` of the substitute's spelling.
-    fn literal(&self, place: u64, spelling: &Spelling, from: u32, end: u32) -> Result<(), Failure>;
+    fn literal(&self, place: u64, spelling: Named<'_>, from: u32, end: u32) -> Result<(), Failure>;
     /// Puts octets `from` to `end` of the watched path's spelling back.
-    fn undo(&self, place: u64, spelling: &Spelling, from: u32, end: u32);
+    fn undo(&self, place: u64, spelling: Named<'_>, from: u32, end: u32);
     /// Overwrites the octet at `place`, an index.
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure>;
+    /// The call whose path begins at `place` was rejected; of an index the id means nothing.
+    #[inline(always)]
+    fn rejected(&self, place: u64, id: u32) {
+        let _ = (place, id);
+    }
+}
+
+/// A spelling and its id.
+#[derive(Clone, Copy)]
+pub struct Named<'a> {
+    /// See [`id_of`].
+    pub id: u32,
+    /// It.
+    pub spelling: &'a Spelling,
 }
 
 /// [`walk::step`]. Where it has passed a watched path, [`Segments::found`] says so, and [`apply`] must follow before the next
 /// step. (In one function, a verifier would walk all of it at each step.)
 #[inline(always)]
-pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome {
-    let segments = s.segments();
+pub fn step<S: Placed, P: Paths>(
+    c: &Conn,
+    s: &S,
+    segments: &Segments,
+    p: &P,
+    strict: bool,
+) -> Outcome {
     let before = c.path.get();
     let place = s.place();
     let literal = c.in_candidate();
@@ -154,8 +194,7 @@ pub fn step<S: Edit, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcome 
 /// Rejects the call whose path was found, if it is to be: its class becomes [`LATCHED`] + n. It is that already where the
 /// path is an entry of the table that was substituted: that call can't be admitted any more.
 #[inline(always)]
-pub fn apply<S: Edit>(c: &Conn, s: &S) {
-    let segments = s.segments();
+pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
     let kind = segments.found.get();
     segments.found.set(found::NOTHING);
     segments.failed.set(0);
@@ -167,8 +206,11 @@ pub fn apply<S: Edit>(c: &Conn, s: &S) {
         found::LITERAL => {
             let begun = c.is_substituted();
             if s.reject(segments.first(), begun) {
-                match substitute(c, s, path - WATCHED, begun) {
-                    Ok(()) => c.set_latched(true),
+                match substitute(c, s, segments, path - WATCHED, begun) {
+                    Ok(id) => {
+                        c.set_latched(true);
+                        s.rejected(segments.first(), id);
+                    }
                     Err(why) => segments.fail(why),
                 }
             }
@@ -177,7 +219,10 @@ pub fn apply<S: Edit>(c: &Conn, s: &S) {
             let place = segments.index.get();
             if s.reject(place, false) {
                 match s.index(place, INDEX) {
-                    Ok(()) => c.set_latched(false),
+                    Ok(()) => {
+                        c.set_latched(false);
+                        s.rejected(place, 0);
+                    }
                     Err(why) => segments.fail(why),
                 }
             }
@@ -192,12 +237,21 @@ pub fn apply<S: Edit>(c: &Conn, s: &S) {
 
 /// Overwrites the literal that was just passed.
 #[inline(always)]
-fn substitute<S: Edit>(c: &Conn, s: &S, number: u32, begun: bool) -> Result<(), Failure> {
-    let segments = s.segments();
+fn substitute<S: Edit>(
+    c: &Conn,
+    s: &S,
+    segments: &Segments,
+    number: u32,
+    begun: bool,
+) -> Result<u32, Failure> {
     let Some(substitute) = s.substitute(number) else {
         return Err(Failure::NoSubstitute);
     };
     let spelling = &substitute.spellings[c.was_huffman() as usize];
+    let named = Named {
+        id: id_of(number, c.was_huffman()),
+        spelling,
+    };
     if spelling.len == 0 {
         return Err(Failure::NoSubstitute);
     }
@@ -213,7 +267,7 @@ fn substitute<S: Edit>(c: &Conn, s: &S, number: u32, begun: bool) -> Result<(), 
             break;
         }
         if let Some((place, from, end)) = piece(segments, spelling, i, n)
-            && let Err(why) = s.literal(place, spelling, from, end)
+            && let Err(why) = s.literal(place, named, from, end)
         {
             result = Err(why);
             break;
@@ -228,12 +282,12 @@ fn substitute<S: Edit>(c: &Conn, s: &S, number: u32, begun: bool) -> Result<(), 
                 break;
             }
             if let Some((place, from, end)) = piece(segments, spelling, k, n) {
-                s.undo(place, spelling, from, end);
+                s.undo(place, named, from, end);
             }
             k += 1;
         }
     }
-    result
+    result.map(|()| named.id)
 }
 
 /// What piece `i` of `n` holds of the octets that differ: where, from which on, and up to which.

@@ -7,6 +7,7 @@
 //! | [`walk`] | the streaming state machine: [`walk::step`] passes one token of the byte stream |
 //! | [`track`] | one *send* of a connection: begins, joins, ends, and what is kept of it |
 //! | [`edit`] | the same walk for an enforcer: it overwrites the path of a call that is rejected |
+//! | [`journal`] | what an enforcer has overwritten in a send that may be sent in part |
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
 //! | [`substitute`] | what a watched path is overwritten with |
 //! | [`huffman`] | the HPACK Huffman code (to build that table) |
@@ -25,6 +26,7 @@
 pub mod edit;
 pub mod frame;
 pub mod huffman;
+pub mod journal;
 pub mod paths;
 pub mod substitute;
 pub mod track;

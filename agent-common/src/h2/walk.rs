@@ -125,7 +125,7 @@ pub trait Source {
 /// The state of one direction of one connection between two steps.
 ///
 /// All zero is a connection of which nothing was seen.
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Conn {
     /// One of [`phase`].
     pub phase: Vol<u32>,
@@ -202,6 +202,18 @@ impl Conn {
         unsafe { core::mem::zeroed() }
     }
 
+    /// Becomes what `from` is.
+    #[inline(always)]
+    pub fn copy_from(&self, from: &Self) {
+        const WORDS: usize = size_of::<Conn>() / 8;
+        let from = core::ptr::from_ref(from).cast::<u64>();
+        let to = core::ptr::from_ref(self).cast_mut().cast::<u64>();
+        for i in 0..WORDS {
+            // SAFETY: both are made of cells of integers alone, and are aligned to 8 bytes, of a size that is a multiple of that.
+            unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+        }
+    }
+
     /// Forgets what was in the dynamic table: indices beyond what is inserted from now on are unknown.
     #[inline(always)]
     pub fn forget_table(&self) {
@@ -242,7 +254,7 @@ impl Conn {
 
     /// Whether a part of the last string was sent substituted.
     #[inline(always)]
-    pub(super) fn is_substituted(&self) -> bool {
+    pub fn is_substituted(&self) -> bool {
         self.role.get() & SUBSTITUTED != 0
     }
 

@@ -4,9 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 
 use agent_common::abi::Failure;
-use agent_common::h2::edit::{self, Edit, Segments};
+use agent_common::h2::edit::{self, Edit, Named, Placed, Segments};
 use agent_common::h2::paths::{MAX_LEN, MAX_PATHS};
-use agent_common::h2::substitute::{self, Spelling, Substitute};
+use agent_common::h2::substitute::{self, Substitute};
 use agent_common::h2::track::{Begin, begin, status};
 use agent_common::h2::walk::{Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
 use proptest::collection::vec;
@@ -45,7 +45,6 @@ struct Piece<'a> {
     at: Cell<usize>,
     window: Cell<usize>,
     size: usize,
-    segments: &'a Segments,
     substitutes: &'a Substitutes,
     reject: &'a dyn Fn() -> bool,
     edits: &'a Cell<usize>,
@@ -75,20 +74,21 @@ impl Source for Piece<'_> {
     }
 }
 
-impl Edit for Piece<'_> {
+impl Placed for Piece<'_> {
     fn place(&self) -> u64 {
         (self.start + self.at.get()) as u64
     }
-    fn segments(&self) -> &Segments {
-        self.segments
-    }
+}
+
+impl Edit for Piece<'_> {
     fn substitute(&self, number: u32) -> Option<&Substitute> {
         Some(&self.substitutes.0[number as usize].as_ref()?.1)
     }
     fn reject(&self, _: u64, _: bool) -> bool {
         (self.reject)()
     }
-    fn literal(&self, place: u64, s: &Spelling, from: u32, end: u32) -> Result<(), Failure> {
+    fn literal(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> Result<(), Failure> {
+        let s = s.spelling;
         let (from, end) = (from as usize, end as usize);
         let place = place as usize;
         let mut all = self.all.borrow_mut();
@@ -97,7 +97,7 @@ impl Edit for Piece<'_> {
         self.edits.set(self.edits.get() + 1);
         Ok(())
     }
-    fn undo(&self, _: u64, _: &Spelling, _: u32, _: u32) {
+    fn undo(&self, _: u64, _: Named<'_>, _: u32, _: u32) {
         unreachable!("nothing fails here");
     }
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
@@ -129,7 +129,6 @@ fn enforce(bytes: &[u8], cuts: &Cuts, reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
                 at: Cell::new(0),
                 window: Cell::new(0),
                 size: window,
-                segments: &segments,
                 substitutes: &substitutes,
                 reject,
                 edits: &edits,
@@ -138,9 +137,9 @@ fn enforce(bytes: &[u8], cuts: &Cuts, reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
             let mode = *begun.get_or_insert_with(|| begin(&conn, &source, total));
             assert!(matches!(mode, Begin::Fresh | Begin::Follow), "{mode:?}");
             while source.left() > 0 {
-                let outcome = edit::step(&conn, &source, &*paths, false);
+                let outcome = edit::step(&conn, &source, &segments, &*paths, false);
                 if segments.found() {
-                    edit::apply(&conn, &source);
+                    edit::apply(&conn, &source, &segments);
                 }
                 match outcome {
                     Outcome::Continue => {}

@@ -11,6 +11,8 @@ use crate::cli::{DoctorArgs, ReportArgs};
 use crate::errors::chain;
 use crate::host::facts::Facts;
 use crate::host::{Check, Need, Outcome, Probe, ProbeResult, ProgramProbe, checks};
+use crate::tap::Enforcer;
+use crate::tap::hooks::Kind;
 use crate::version;
 
 /// Enforcement is possible; with audit, of course.
@@ -126,23 +128,46 @@ impl Report {
                 .map(|check| check.id.to_owned())
                 .collect(),
         };
-        let (outcome, reasons) = checks::enforcement(&checks, audit);
+        // In the order in which the agent takes them.
+        let enforcers = [Enforcer::Rewrite, Enforcer::Gate]
+            .map(|kind| (kind, checks::enforcer(&checks, audit, kind)));
+        let possible =
+            |(_, (outcome, _)): &&(Enforcer, checks::Possible)| *outcome == Outcome::Supported;
+        let enforcer = enforcers.iter().find(possible).map(|(kind, _)| *kind);
+        let nearest = enforcers.iter().min_by_key(|(_, (outcome, _))| *outcome);
+        let (outcome, reasons) = match (enforcer, nearest) {
+            (None, Some((_, nearest))) => nearest.clone(),
+            _ => (Outcome::Supported, Vec::new()),
+        };
         let enforcement = Verdict {
             outcome,
             because: reasons,
         };
-        let absent = |kind, name| NotUsed {
+        let fentry = checks::fentry_tap(&checks);
+        let tap = match (audit, fentry.0) {
+            (Outcome::Supported, Outcome::Supported) => Some(Kind::Fentry),
+            (Outcome::Supported, _) => Some(Kind::Tracepoint),
+            _ => None,
+        };
+        let mut not_used = Vec::new();
+        let not = |kind, name, because: &[String]| NotUsed {
             kind,
             name,
-            because: "not in this version".to_owned(),
+            because: match because {
+                [] => "another one goes first".to_owned(),
+                because => because.join(", "),
+            },
         };
-        let mut not_used = vec![absent("tap", "fentry"), absent("enforcer", "rewrite")];
-        if enforcement.outcome != Outcome::Supported {
-            not_used.push(NotUsed {
-                kind: "enforcer",
-                name: "gate",
-                because: enforcement.because.join(", "),
-            });
+        if tap != Some(Kind::Fentry) {
+            not_used.push(not("tap", Kind::Fentry.name(), &fentry.1));
+        }
+        if tap == Some(Kind::Fentry) {
+            not_used.push(not("tap", Kind::Tracepoint.name(), &[]));
+        }
+        for (kind, (_, because)) in &enforcers {
+            if enforcer != Some(*kind) {
+                not_used.push(not("enforcer", kind.name(), because));
+            }
         }
         Self {
             version: version::VERSION,
@@ -151,10 +176,10 @@ impl Report {
                 outcome: audit,
                 because,
             },
-            enforcer: (enforcement.outcome == Outcome::Supported).then_some("gate"),
+            enforcer: enforcer.map(Enforcer::name),
             enforcement,
             not_used,
-            tap: (audit == Outcome::Supported).then_some("tracepoint"),
+            tap: tap.map(Kind::name),
             checks,
             programs: probe.map(|probe| probe.programs),
             agent,
@@ -205,7 +230,9 @@ fn render(report: &Report, out: &mut String) -> fmt::Result {
         clean(&report.agent.detail)
     )?;
     let tap = report.tap.map(|tap| format!("the {tap} tap"));
-    let enforcer = report.enforcer.map(|enforcer| format!("the {enforcer}"));
+    let enforcer = report
+        .enforcer
+        .map(|enforcer| format!("enforcer {enforcer}"));
     verdict(out, "audit", &report.audit, tap)?;
     verdict(out, "enforcement", &report.enforcement, enforcer)?;
     for one in &report.not_used {
@@ -284,13 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_has_not_is_told() {
+    fn what_is_not_used_is_told_with_its_reason() {
         let report = report(None);
         let mut text = String::new();
         render(&report, &mut text).unwrap();
         for line in [
-            "not used     tap fentry: not in this version\n",
-            "not used     enforcer rewrite: not in this version\n",
+            "not used     tap fentry: ",
+            "not used     enforcer rewrite: ",
+            "not used     enforcer gate: ",
         ] {
             assert!(text.contains(line), "{text}");
         }

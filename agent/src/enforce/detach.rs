@@ -1,19 +1,24 @@
 //! `pendguard detach`: takes everything out of the kernel that can safely be taken.
 //!
-//! First nothing is rejected any more; then taps and hooks go. The map of a gate with sockets in it has to stay: with
+//! First nothing is rejected any more; then taps and hooks go: the programs that put a sender's bytes back when no send is under
+//! way that was rewritten. The map of a gate with sockets in it has to stay: with
 //! it the kernel would throw away what they have queued. It goes with a later `detach`, or with an agent that runs, once
 //! the connections have closed.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use aya::maps::SockHash;
+use aya::maps::{MapData, SockHash};
 
 use super::old::Old;
 use super::pins::{self, PinError};
 
 /// What keeps a gate's sockets where they are: its map, and the program that it continues in.
 const KEPT: [&str; 2] = ["map_GATE", "map_GATES"];
+
+/// How long sends that were rewritten may take to end.
+const SENDS: Duration = Duration::from_secs(2);
 
 /// What was done with one directory of pins.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -50,11 +55,16 @@ pub fn all(root: &Path) -> Result<Vec<Detached>, PinError> {
 
 fn one(directory: PathBuf) -> Detached {
     let mut connections = 0;
+    let mut sends = 0;
     let result = (|| {
         let old = Old::open(&directory)?;
         old.end();
         connections = old.sockets();
         drop(old);
+        sends = rewritten(&directory)?;
+        if sends > 0 {
+            return Ok(());
+        }
         if connections == 0 {
             return pins::remove(&directory);
         }
@@ -70,6 +80,9 @@ fn one(directory: PathBuf) -> Detached {
         result.or_else(|e: std::io::Error| rest(&directory, &mut connections).map_err(|_| e));
     let reason = match &result {
         Err(e) => Some(e.to_string()),
+        Ok(()) if sends > 0 => Some(format!(
+            "{sends} sends that were rewritten are not over; their bytes are put back when they are; run this again then"
+        )),
         Ok(()) if connections > 0 => Some(format!(
             "{connections} connections are behind the gate; they pass it untouched, and taking it away would lose what they have \
              queued; run this again when they have closed"
@@ -81,6 +94,28 @@ fn one(directory: PathBuf) -> Detached {
         directory,
         connections,
         reason,
+    }
+}
+
+/// Ends the rewriting of sends, and says how many that were rewritten are still under way.
+fn rewritten(directory: &Path) -> std::io::Result<usize> {
+    pins::remove_files(directory, |name| name.starts_with("link_edit_"))?;
+    let path = directory.join(pins::map("EDITS"));
+    if !path.exists() {
+        return Ok(0);
+    }
+    let map = MapData::from_pin(path).map_err(std::io::Error::other)?;
+    let begun = Instant::now();
+    loop {
+        // A thread that is gone has ended its send.
+        let lives = |thread: &u64| {
+            Path::new(&format!("/proc/{}/task/{}", thread >> 32, *thread as u32)).exists()
+        };
+        let left = pins::keys(&map)?.iter().filter(|t| lives(t)).count();
+        if left == 0 || begun.elapsed() > SENDS {
+            return Ok(left);
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -22,8 +22,7 @@ use rustix::fs::OFlags;
 use rustix::net::sockopt;
 
 use super::peer::{self, Process, Transport};
-use crate::tap::counters::MappedArray;
-use crate::tap::{Connections, Targets};
+use super::{Obstacles, View, epoch, word32, word64};
 
 /// Bytes of a gated connection's state.
 pub const GATED: usize = size_of::<Gated>();
@@ -60,21 +59,11 @@ struct Waiting {
 pub struct Gate {
     sockets: SockHash<MapData, u64>,
     gated: HashMap<MapData, u64, [u8; GATED]>,
-    obstacles: HashMap<MapData, ConnKey, u32>,
+    obstacles: Obstacles,
     waiting: BTreeMap<u32, Waiting>,
     sweeps: u64,
     /// What may pass between the hold's beginning and the insertion: an eighth of what a send is held, on this machine.
     hold: Duration,
-}
-
-/// The tap's maps that a join looks at.
-pub struct View<'a> {
-    /// Watched processes.
-    pub targets: &'a Targets,
-    /// Tracked connections.
-    pub connections: &'a Connections,
-    /// Counters, with the mark of the hold.
-    pub slots: &'a MappedArray<Slot>,
 }
 
 /// A connection of the process that isn't gated.
@@ -89,7 +78,7 @@ impl Gate {
     pub fn new(
         sockets: SockHash<MapData, u64>,
         gated: HashMap<MapData, u64, [u8; GATED]>,
-        obstacles: HashMap<MapData, ConnKey, u32>,
+        obstacles: Obstacles,
     ) -> Self {
         Self {
             sockets,
@@ -388,20 +377,7 @@ impl Gate {
                 let _ = self.gated.remove(&cookie);
             }
         }
-        let gone: Vec<ConnKey> = self
-            .obstacles
-            .keys()
-            .flatten()
-            .filter(|key| view.connections.get(key, 0).is_err())
-            // This build's tap may not have joined it yet.
-            .filter(|key| {
-                !self.obstacles.get(key, 0).is_ok_and(|note| note == FOREIGN)
-                    || view.targets.get(&key.tgid, 0).is_err()
-            })
-            .collect();
-        for key in gone {
-            let _ = self.obstacles.remove(&key);
-        }
+        super::forget_gone(&mut self.obstacles, view);
     }
 }
 
@@ -433,22 +409,6 @@ fn joining(key: ConnKey, generation: u64, sent: u64) -> [u8; GATED] {
 /// read that waits ends with a spurious EAGAIN.
 fn is_nonblocking(socket: &OwnedFd) -> bool {
     rustix::fs::fcntl_getfl(socket).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
-}
-
-fn epoch(bytes: &[u8]) -> u64 {
-    word64(bytes, offset_of!(agent_common::abi::Tracked, epoch))
-}
-
-fn word32(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_ne_bytes(word)
-}
-
-fn word64(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_ne_bytes(word)
 }
 
 /// What aya wants of a socket.

@@ -3,11 +3,14 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`gate`] | puts the gate before connections: when it is safe, and why not otherwise |
+//! | [`rewrite`] | says which descriptors of a process are sockets |
 //! | [`peer`] | finds the source's end of a connection, across network namespaces |
 //! | [`pins`] | what stays in the kernel when the agent goes |
 //! | [`old`] | what an agent of another build left there |
 //! | [`detach`] | takes everything away |
 //! | [`kernels`] | on which kernels the gate would not be safe |
+//!
+//! Which of the two enforcers there is, is chosen once ([`Enforcement::kind`]).
 //!
 //! Nothing of it is set up before some replica's calls are to be rejected. From then on programs, maps and links are pinned: a
 //! killed agent, a restart or an upgrade is no gap. What ends it are a change of mode, the lease, which a living agent
@@ -19,18 +22,25 @@ pub mod kernels;
 pub mod old;
 pub mod peer;
 pub mod pins;
+pub mod rewrite;
 
+use std::cell::OnceCell;
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_common::abi::{Control, Slot, verdict};
+use agent_common::abi::{ConnKey, Control, FOREIGN, Slot, Tracked, verdict};
+use aya::maps::{HashMap, MapData};
 
-use self::gate::{Gate, View};
+use self::gate::Gate;
 use self::old::Old;
 use self::pins::{PinError, Pins};
-use crate::tap::{self, GateError, Tap, TapError};
+use self::rewrite::Rewrite;
+use crate::cli;
+use crate::tap::counters::MappedArray;
+use crate::tap::hooks::Kind;
+use crate::tap::{self, Connections, Enforcer, EnforcerError, Tap, TapError, Targets};
 
 /// How long the programs take it that an agent is there, after its last sign of life.
 const ATTENDED: Duration = Duration::from_secs(120);
@@ -44,6 +54,10 @@ pub struct Plan {
     pub lease: Duration,
     /// The watched methods.
     pub methods: Vec<String>,
+    /// How sends are to be observed.
+    pub tap: cli::Tap,
+    /// How calls are to be rejected.
+    pub enforcer: cli::Enforcer,
 }
 
 /// Why nothing can be enforced.
@@ -55,19 +69,57 @@ pub enum EnforceError {
     /// Pinning.
     #[error(transparent)]
     Pins(#[from] PinError),
-    /// The gate.
+    /// The enforcer.
     #[error(transparent)]
-    Gate(#[from] GateError),
+    Enforcer(#[from] EnforcerError),
     /// What was found pinned.
     #[error("what is pinned can't be taken over: {0}; `pendguard detach` removes it")]
     Found(#[source] TapError),
 }
 
+/// Why the tap that was asked for can't be had. Nobody gets another one without noticing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "tap fentry is asked for, and this kernel refuses it: {0}; with tap auto the agent uses tracepoints"
+)]
+pub struct NoFentry(String);
+
+/// Why connections are not enforced, by connection: the agent's notes for the programs.
+pub type Obstacles = HashMap<MapData, ConnKey, u32>;
+
+/// The tap's maps that an enforcer looks at.
+pub struct View<'a> {
+    /// Watched processes.
+    pub targets: &'a Targets,
+    /// Tracked connections.
+    pub connections: &'a Connections,
+    /// Counters, with the mark of the hold.
+    pub slots: &'a MappedArray<Slot>,
+}
+
+/// The enforcer that is set up.
+enum Active {
+    Gate(Gate),
+    Rewrite(Rewrite),
+}
+
+impl Active {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Gate(_) => Enforcer::Gate.name(),
+            Self::Rewrite(_) => Enforcer::Rewrite.name(),
+        }
+    }
+}
+
 /// Enforcement on this node.
 pub struct Enforcement {
     plan: Plan,
+    tap: Kind,
+    /// What it is or would be.
+    chosen: OnceCell<Result<Enforcer, String>>,
     pins: Option<Pins>,
-    gate: Option<Gate>,
+    active: Option<Active>,
     old: Vec<Old>,
     adopted: bool,
 }
@@ -76,9 +128,11 @@ impl Enforcement {
     /// Looks at what is pinned, and takes over what an agent of this build left, or makes a tap of its own.
     pub fn begin(plan: Plan) -> anyhow::Result<(Self, Tap)> {
         let mut this = Self {
+            tap: choose_tap(plan.tap)?,
+            chosen: OnceCell::new(),
             plan,
             pins: None,
-            gate: None,
+            active: None,
             old: Vec::new(),
             adopted: false,
         };
@@ -88,15 +142,17 @@ impl Enforcement {
         }
         let tap = match this.pins.as_ref().and_then(Pins::found) {
             None => {
-                let mut tap = tap::start(&this.plan.methods)?;
+                let mut tap = tap::start(this.tap, &this.plan.methods)?;
                 for old in &this.old {
                     tap.leave_alone(&old.connections())?;
                 }
                 tap
             }
             Some(directory) => {
-                let mut tap = tap::adopt(directory).map_err(EnforceError::Found)?;
-                this.gate = Some(tap.gate().map_err(EnforceError::Gate)?);
+                let enforcer = this.enforcer();
+                let mut tap =
+                    tap::adopt(directory, this.tap, enforcer).map_err(EnforceError::Found)?;
+                this.active = Some(activate(&mut tap, enforcer)?);
                 this.adopted = true;
                 tracing::info!(directory = %directory.display(), "took over what was pinned");
                 tap
@@ -108,11 +164,28 @@ impl Enforcement {
         Ok((this, tap))
     }
 
+    /// The enforcer that is chosen; of two that can't be, the gate.
+    fn enforcer(&self) -> Enforcer {
+        self.choice().unwrap_or(Enforcer::Gate)
+    }
+
+    fn choice(&self) -> Result<Enforcer, String> {
+        self.chosen
+            .get_or_init(|| choose_enforcer(self.plan.enforcer))
+            .clone()
+    }
+
     fn take(&mut self) -> Result<(), PinError> {
         if self.pins.is_some() {
             return Ok(());
         }
-        let pins = Pins::take(&self.plan.pin_dir, tap::object(), &self.plan.methods)?;
+        // Of the maps and programs that are pinned, these tell which they are.
+        let kinds = [self.tap.name(), self.enforcer().name()];
+        let pins = Pins::take(
+            &self.plan.pin_dir,
+            tap::load::bytes(),
+            &(&self.plan.methods, kinds),
+        )?;
         self.old = old::all(&pins);
         self.pins = Some(pins);
         Ok(())
@@ -120,19 +193,17 @@ impl Enforcement {
 
     /// The kind of enforcer that there is or would be, or why there is none.
     pub fn kind(&self) -> Result<&'static str, String> {
-        if self.gate.is_none()
-            && let Some(why) = kernels::refused()
-        {
-            return Err(why);
+        if let Some(active) = &self.active {
+            return Ok(active.name());
         }
-        if self.gate.is_none()
-            && !pins::is_bpffs(&self.plan.pin_dir)
+        let chosen = self.choice()?;
+        if !pins::is_bpffs(&self.plan.pin_dir)
             && let Some(why) = pins::not_mountable(&self.plan.pin_dir)
         {
             let path = self.plan.pin_dir.clone();
             return Err(PinError::NoBpffs { path, reason: why }.to_string());
         }
-        Ok("gate")
+        Ok(chosen.name())
     }
 
     /// Whether a tap was taken over, with its processes and connections.
@@ -142,21 +213,19 @@ impl Enforcement {
 
     /// Sets enforcement up, if it isn't yet: from here on what is pinned goes on without the agent.
     pub fn enforce(&mut self, tap: &mut Tap) -> Result<(), EnforceError> {
-        if self.gate.is_some() {
+        if self.active.is_some() {
             return Ok(());
         }
-        if let Some(why) = kernels::refused() {
-            return Err(EnforceError::Kernel(why));
-        }
+        let enforcer = self.choice().map_err(EnforceError::Kernel)?;
         self.take()?;
         self.renew(tap);
-        // Before it is pinned, so that what is pinned is whole; and before a socket joins it.
-        let gate = tap.gate()?;
+        // Before it is pinned, so that what is pinned is whole; and before anything is rejected.
+        let active = activate(tap, enforcer)?;
         if let Some(pins) = &self.pins {
             pins.fill(|directory| tap.pin(directory))?;
         }
-        self.gate = Some(gate);
-        tracing::info!(enforcer = "gate", directory = %self.plan.pin_dir.display(), "enforcing; everything is pinned");
+        tracing::info!(enforcer = active.name(), directory = %self.plan.pin_dir.display(), "enforcing; everything is pinned");
+        self.active = Some(active);
         Ok(())
     }
 
@@ -179,20 +248,27 @@ impl Enforcement {
 
     /// Calls of this process are to be rejected, or a connection of it has begun.
     pub fn want(&mut self, pid: u32) {
-        if let Some(gate) = &mut self.gate {
-            gate.want(pid);
+        match &mut self.active {
+            Some(Active::Gate(gate)) => gate.want(pid),
+            Some(Active::Rewrite(rewrite)) => rewrite.want(pid),
+            None => {}
         }
     }
 
     /// When the next try is due.
     pub fn due(&self) -> Option<Instant> {
-        self.gate.as_ref()?.due()
+        match self.active.as_ref()? {
+            Active::Gate(gate) => gate.due(),
+            Active::Rewrite(rewrite) => rewrite.due(),
+        }
     }
 
     /// Tries what is due.
     pub fn work(&mut self, tap: &Tap) {
-        if let Some(gate) = &mut self.gate {
-            gate.work(&view(tap));
+        match &mut self.active {
+            Some(Active::Gate(gate)) => gate.work(&view(tap)),
+            Some(Active::Rewrite(rewrite)) => rewrite.work(&view(tap)),
+            None => {}
         }
     }
 
@@ -201,11 +277,13 @@ impl Enforcement {
         if self.pins.is_some() {
             self.renew(tap);
         }
-        if let Some(gate) = &mut self.gate {
-            gate.sweep(&view(tap));
+        match &mut self.active {
+            Some(Active::Gate(gate)) => gate.sweep(&view(tap)),
+            Some(Active::Rewrite(rewrite)) => rewrite.sweep(&view(tap)),
+            None => {}
         }
         self.old.retain(|old| {
-            let kept = old.sockets() > 0;
+            let kept = old.serves() > 0;
             if !kept {
                 old.remove();
             }
@@ -241,8 +319,8 @@ impl Enforcement {
             .iter()
             .map(|old| {
                 format!(
-                    "{} connections are still behind the gate of another build ({}), until they close",
-                    old.sockets(),
+                    "{} connections are still enforced by another build's programs ({}), until they close",
+                    old.serves(),
                     name(old.directory())
                 )
             })
@@ -263,4 +341,80 @@ fn view(tap: &Tap) -> View<'_> {
         connections: &tap.connections,
         slots: &tap.slots,
     }
+}
+
+fn choose_tap(asked: cli::Tap) -> Result<Kind, NoFentry> {
+    match asked {
+        cli::Tap::Tracepoint => Ok(Kind::Tracepoint),
+        cli::Tap::Fentry => tap::probe::functions()
+            .map(|()| Kind::Fentry)
+            .map_err(NoFentry),
+        cli::Tap::Auto => Ok(match tap::probe::functions() {
+            Ok(()) => Kind::Fentry,
+            Err(why) => {
+                tracing::debug!("tap fentry is not possible here: {why}");
+                Kind::Tracepoint
+            }
+        }),
+    }
+}
+
+fn choose_enforcer(asked: cli::Enforcer) -> Result<Enforcer, String> {
+    let rewrite = || {
+        tap::probe::writes()
+            .map(|()| Enforcer::Rewrite)
+            .map_err(|why| format!("enforcer rewrite: the kernel refuses it: {why}"))
+    };
+    let gate = || match kernels::refused() {
+        None => Ok(Enforcer::Gate),
+        Some(why) => Err(format!("enforcer gate: {why}")),
+    };
+    match asked {
+        cli::Enforcer::Rewrite => rewrite(),
+        cli::Enforcer::Gate => gate(),
+        cli::Enforcer::Auto => {
+            rewrite().or_else(|first| gate().map_err(|second| format!("{second}; {first}")))
+        }
+    }
+}
+
+fn activate(tap: &mut Tap, enforcer: Enforcer) -> Result<Active, EnforcerError> {
+    Ok(match enforcer {
+        Enforcer::Gate => Active::Gate(tap.gate()?),
+        Enforcer::Rewrite => Active::Rewrite(tap.rewrite()?),
+    })
+}
+
+/// Forgets notes on connections that are gone.
+fn forget_gone(obstacles: &mut Obstacles, view: &View<'_>) {
+    let gone: Vec<ConnKey> = obstacles
+        .keys()
+        .flatten()
+        .filter(|key| view.connections.get(key, 0).is_err())
+        // This build's tap may not have joined it yet.
+        .filter(|key| {
+            !obstacles.get(key, 0).is_ok_and(|note| note == FOREIGN)
+                || view.targets.get(&key.tgid, 0).is_err()
+        })
+        .collect();
+    for key in gone {
+        let _ = obstacles.remove(&key);
+    }
+}
+
+/// [`Tracked::epoch`] of one that is read as bytes.
+fn epoch(bytes: &[u8]) -> u64 {
+    word64(bytes, offset_of!(Tracked, epoch))
+}
+
+fn word32(bytes: &[u8], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_ne_bytes(word)
+}
+
+fn word64(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
 }

@@ -1,7 +1,8 @@
-//! What an agent of another build left pinned: its gate serves the connections before which it stands until they close.
+//! What an agent of another build left pinned: its programs serve the connections that they have until these close.
 //!
 //! Only layouts that are frozen are read ([`agent_common::abi`]): which processes, what of them is to be rejected, their
-//! counters, the lease. The other build's tap is taken away: this build's has taken over, and a gate needs none.
+//! counters, the lease. Beside a gate the other build's tap is taken away: this build's has taken over, and a gate needs none. With
+//! `rewrite` the tap is the enforcer: it goes on with what it follows, and takes up nothing new.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -22,8 +23,17 @@ pub struct Old {
     slots: MappedArray<Slot>,
     /// Its lease.
     pub control: MappedArray<Control>,
-    sockets: SockHash<MapData, u64>,
-    gated: MapData,
+    serves: Serves,
+}
+
+/// The connections that it serves.
+enum Serves {
+    Gate {
+        sockets: SockHash<MapData, u64>,
+        gated: MapData,
+    },
+    /// Those that its tap follows.
+    Rewrite { connections: MapData },
 }
 
 /// All that there are. What can't be read is left alone, and said; what nothing is behind is removed.
@@ -38,7 +48,7 @@ pub fn all(pins: &Pins) -> Vec<Old> {
     let mut found = Vec::new();
     for directory in directories {
         match Old::open(&directory) {
-            Ok(old) if old.sockets() > 0 => found.push(old),
+            Ok(old) if old.serves() > 0 => found.push(old),
             Ok(old) => old.remove(),
             Err(e) => tracing::warn!(
                 directory = %directory.display(),
@@ -53,12 +63,22 @@ impl Old {
     /// Opens what is pinned there.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let map = |name| pins::open_map(directory, name).map_err(other);
+        let data = |name| MapData::from_pin(directory.join(pins::map(name))).map_err(other);
+        let serves = if directory.join(pins::map("GATE")).exists() {
+            Serves::Gate {
+                sockets: SockHash::try_from(map("GATE")?).map_err(other)?,
+                gated: data("GATED")?,
+            }
+        } else {
+            Serves::Rewrite {
+                connections: data("CONNECTIONS")?,
+            }
+        };
         Ok(Self {
             targets: HashMap::try_from(map("TARGETS")?).map_err(other)?,
             slots: MappedArray::new(map("SLOTS")?, MAX_SLOTS)?,
             control: MappedArray::new(map("CONTROL")?, 1)?,
-            sockets: SockHash::try_from(map("GATE")?).map_err(other)?,
-            gated: MapData::from_pin(directory.join(pins::map("GATED"))).map_err(other)?,
+            serves,
             directory: directory.to_owned(),
         })
     }
@@ -68,14 +88,30 @@ impl Old {
         &self.directory
     }
 
-    /// Sockets that its gate stands before.
-    pub fn sockets(&self) -> usize {
-        self.sockets.keys().flatten().count()
+    /// Connections that it serves.
+    pub fn serves(&self) -> usize {
+        match &self.serves {
+            Serves::Gate { sockets, .. } => sockets.keys().flatten().count(),
+            Serves::Rewrite { .. } => self.connections().len(),
+        }
     }
 
-    /// Takes its tap away, now that there is another one.
+    /// Sockets that can't be taken out of its gate.
+    pub fn sockets(&self) -> usize {
+        match &self.serves {
+            Serves::Gate { .. } => self.serves(),
+            Serves::Rewrite { .. } => 0,
+        }
+    }
+
+    /// Takes its tap away, now that there is another one; or has it follow what it does, and nothing new.
     pub fn hand_over(&self) {
-        if let Err(e) = pins::remove_files(&self.directory, |name| name.starts_with("link_")) {
+        if let Serves::Rewrite { .. } = self.serves {
+            if let Some(closing) = self.control.atomic(0, offset_of!(Control, closing)) {
+                closing.store(1, Ordering::Relaxed);
+            }
+        } else if let Err(e) = pins::remove_files(&self.directory, |name| name.starts_with("link_"))
+        {
             tracing::warn!(directory = %self.directory.display(), "another build's tap goes on: {e}");
         }
     }
@@ -89,13 +125,22 @@ impl Old {
 
     /// The connections that it enforces.
     pub fn connections(&self) -> Vec<ConnKey> {
-        match pins::values(&self.gated) {
-            Ok(values) => values.iter().filter_map(|value| key(value)).collect(),
-            Err(e) => {
-                tracing::warn!(directory = %self.directory.display(), "its connections can't be read: {e}");
-                Vec::new()
+        let found = match &self.serves {
+            Serves::Gate { gated, .. } => {
+                pins::values(gated).map(|all| all.iter().filter_map(|value| key(value)).collect())
             }
-        }
+            Serves::Rewrite { connections } => pins::keys(connections).map(|all| {
+                all.into_iter()
+                    .filter_map(|bytes| key(&bytes.to_ne_bytes()))
+                    // What it followed of a process that is gone is nothing.
+                    .filter(|key| self.targets.get(&key.tgid, 0).is_ok())
+                    .collect()
+            }),
+        };
+        found.unwrap_or_else(|e| {
+            tracing::warn!(directory = %self.directory.display(), "its connections can't be read: {e}");
+            Vec::new()
+        })
     }
 
     /// What it counted for a process.
@@ -120,7 +165,7 @@ impl Old {
         let _ = self.targets.remove(&pid);
     }
 
-    /// Removes its pins: nothing is behind its gate any more.
+    /// Removes its pins: it serves nothing any more.
     pub fn remove(&self) {
         match pins::remove(&self.directory) {
             Ok(()) => {
@@ -131,7 +176,7 @@ impl Old {
     }
 }
 
-/// The connection that a value of another build's is about: its first words, whatever follows.
+/// The connection that a key or value of another build's is about: its first words, whatever follows.
 fn key(value: &[u8]) -> Option<ConnKey> {
     let word = |at: usize| Some(u32::from_ne_bytes(value.get(at..at + 4)?.try_into().ok()?));
     Some(ConnKey {

@@ -1,10 +1,10 @@
 //! What stays in the kernel when the agent goes: maps, programs and links, as files of a bpffs.
 //!
-//! `<pin-dir>/v<layout>-<build>/` holds everything of one build with one set of watched methods. An agent that finds its own takes
+//! `<pin-dir>/v<layout>-<build>/` holds everything of one build with one set of watched methods, one tap and one enforcer. An agent that finds its own takes
 //! it over as it runs. Those of other builds serve the connections that they have until these close ([`super::old`]).
 
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -89,9 +89,9 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Takes the pin directory for the programs of this build with these watched methods. A bpffs is mounted if it must be
-    /// and may be.
-    pub fn take(root: &Path, object: &[u8], methods: &[String]) -> Result<Self, PinError> {
+    /// Takes the pin directory for the programs of this build, as they are used (with which methods, and how attached). A bpffs is
+    /// mounted if it must be and may be.
+    pub fn take(root: &Path, object: &[u8], usage: &impl Hash) -> Result<Self, PinError> {
         if !is_bpffs(root) {
             mount_bpffs(root)?;
         }
@@ -99,7 +99,7 @@ impl Pins {
         let lock = lock(root)?;
         let mut hasher = DefaultHasher::new();
         object.hash(&mut hasher);
-        methods.hash(&mut hasher);
+        usage.hash(&mut hasher);
         let name = format!("v{}-{:016x}", abi::VERSION, hasher.finish());
         Ok(Self {
             root: root.to_owned(),
@@ -288,37 +288,45 @@ pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The values of a hash map with keys of 8 bytes, whatever their layout.
-pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
-    let size = map.info().map_err(io::Error::other)?.value_size() as usize;
-    let fd = map.fd().as_fd().as_raw_fd() as u32;
-    let mut found = Vec::new();
-    let mut before: Option<u64> = None;
+/// The keys, of 8 bytes, of a hash map, whatever its layout.
+pub fn keys(map: &MapData) -> io::Result<Vec<u64>> {
+    let mut found: Vec<u64> = Vec::new();
     loop {
         let mut next = 0u64;
         let mut attr = sys::nothing();
-        attr.__bindgen_anon_2.map_fd = fd;
-        attr.__bindgen_anon_2.key = before
-            .as_ref()
-            .map_or(0, |key| std::ptr::from_ref(key) as u64);
+        attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = found.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
         attr.__bindgen_anon_2.__bindgen_anon_1.next_key = &raw mut next as u64;
         // SAFETY: both keys are as long as the map's, and outlive the call.
         match unsafe { sys::bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
             result => result?,
         };
+        // The map may be written meanwhile, and then a look through it may begin anew.
+        if found.len() >= map.info().map_err(io::Error::other)?.max_entries() as usize {
+            return Ok(found);
+        }
+        found.push(next);
+    }
+}
+
+/// The values of a hash map with keys of 8 bytes, whatever their layout.
+pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
+    let size = map.info().map_err(io::Error::other)?.value_size() as usize;
+    let mut found = Vec::new();
+    for key in keys(map)? {
         // The kernel writes values in steps of 8 bytes.
         let mut value = vec![0u8; size.next_multiple_of(8)];
         let mut attr = sys::nothing();
-        attr.__bindgen_anon_2.map_fd = fd;
-        attr.__bindgen_anon_2.key = &raw const next as u64;
+        attr.__bindgen_anon_2.map_fd = map.fd().as_fd().as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = &raw const key as u64;
         attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
         // SAFETY: the key is as long as the map's, the value no shorter, and both outlive the call.
         if unsafe { sys::bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.is_ok() {
             found.push(value);
         }
-        before = Some(next);
     }
+    Ok(found)
 }
 
 /// Opens a map of those pinned in `directory`.

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::facts::{Cgroup, Facts, Known, TRACEFS};
-use super::{Check, Need, Outcome, ProbeResult};
+use super::{Check, Need, Outcome, ProbeResult, ProgramProbe};
 use crate::enforce::kernels::Kernel;
-use crate::tap::hooks::{GATE, GATE_WALK, HOLDS};
+use crate::tap::Enforcer;
+use crate::tap::hooks::{EDITS, GATE, GATE_WALK, HOLDS, HOOKS, REWRITES, WALKS};
 
 const CAP_DAC_OVERRIDE: u32 = 1;
 const CAP_DAC_READ_SEARCH: u32 = 2;
@@ -18,6 +19,9 @@ const CAP_BPF: u32 = 39;
 /// Inodes of the initial namespaces; they are part of the kernel's interface (`include/linux/proc_ns.h`).
 const INITIAL_USER_NAMESPACE: u64 = 0xeffffffd;
 const INITIAL_PID_NAMESPACE: u64 = 0xeffffffc;
+
+/// The check of the programs on functions.
+const FENTRY: &str = "fentry_programs";
 
 /// The tap asks for a task's registers (`bpf_task_pt_regs`), which kernel commit dd6e10fbd9fb brought in 5.15.
 const KERNEL: (u32, u32) = (5, 15);
@@ -61,25 +65,45 @@ pub fn all(facts: &Facts, probe: Option<&ProbeResult>) -> Vec<Check> {
         ),
     }));
     checks.extend(probe.map(gate_programs));
+    checks.extend(probe.map(rewrite_programs));
+    checks.extend(probe.map(fentry));
     checks
 }
 
-/// Whether enforcement is possible, where audit is `audit`; with the ids of what stands in the way, or a sentence.
-pub fn enforcement(checks: &[Check], audit: Outcome) -> (Outcome, Vec<String>) {
+/// Whether something is possible, and the ids of what stands in the way, or a sentence.
+pub type Possible = (Outcome, Vec<String>);
+
+/// Whether an enforcer is possible, where audit is `audit`.
+pub fn enforcer(checks: &[Check], audit: Outcome, enforcer: Enforcer) -> Possible {
     if audit != Outcome::Supported {
         return (audit, vec!["it needs what audit needs".to_owned()]);
     }
+    let own = match enforcer {
+        Enforcer::Gate => Need::Gate,
+        Enforcer::Rewrite => Need::Rewrite,
+    };
     let needed = || {
         checks
             .iter()
-            .filter(|check| check.needed_for == Need::Enforcement)
+            .filter(|check| [Need::Enforcement, own].contains(&check.needed_for))
     };
+    // What was not tried is not known.
+    let tried = needed().any(|check| check.needed_for == own);
     let worst = needed().map(|check| check.outcome).max();
-    let worst = worst.unwrap_or(Outcome::Inconclusive);
+    let worst = worst.filter(|_| tried).unwrap_or(Outcome::Inconclusive);
     let because = needed()
         .filter(|check| check.outcome == worst && worst != Outcome::Supported)
         .map(|check| check.id.to_owned());
     (worst, because.collect())
+}
+
+/// Whether the tap can hang on functions.
+pub fn fentry_tap(checks: &[Check]) -> Possible {
+    match checks.iter().find(|check| check.id == FENTRY) {
+        Some(check) if check.outcome == Outcome::Supported => (check.outcome, Vec::new()),
+        Some(check) => (check.outcome, vec![FENTRY.to_owned()]),
+        None => (Outcome::Inconclusive, vec!["not tried".to_owned()]),
+    }
 }
 
 /// Whether audit is possible. Programs that have been loaded settle what could not be found out otherwise; what is
@@ -123,10 +147,15 @@ fn required(id: &'static str, found: Known<(bool, String)>, consequence: &str) -
     }
 }
 
-/// A check that enforcement needs, and audit doesn't.
-fn for_enforcement(id: &'static str, found: Known<(bool, String)>, consequence: &str) -> Check {
+/// A check of what `need` needs, and audit doesn't.
+fn needed_for(
+    need: Need,
+    id: &'static str,
+    found: Known<(bool, String)>,
+    consequence: &str,
+) -> Check {
     Check {
-        needed_for: Need::Enforcement,
+        needed_for: need,
         ..required(id, found, consequence)
     }
 }
@@ -411,8 +440,7 @@ fn lockdown(facts: &Facts) -> Check {
         Ok(Some("integrity")) => information(
             "lockdown",
             Ok("integrity".to_owned()),
-            "Audit and the gate are not affected. Programs may not write to processes, which would rule out the rewrite enforcer; \
-             this version has none.",
+            "Audit and the gate are not affected. Programs may not write to processes, which rules out the rewrite enforcer.",
         ),
         _ => information(
             "lockdown",
@@ -474,7 +502,7 @@ fn gate_kernel(facts: &Facts) -> Check {
     let well = outcome == Outcome::Supported;
     Check {
         id: "gate_kernel",
-        needed_for: Need::Enforcement,
+        needed_for: Need::Gate,
         outcome,
         detail: if well {
             "nothing is known against the gate on this kernel".to_owned()
@@ -515,7 +543,8 @@ fn net_admin(facts: &Facts) -> Check {
         let is = if there { "is there" } else { "is missing" };
         (there, format!("CAP_NET_ADMIN {is}"))
     });
-    for_enforcement(
+    needed_for(
+        Need::Gate,
         "cap_net_admin",
         found,
         "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability. The map is made with \
@@ -539,7 +568,8 @@ fn bpffs(facts: &Facts) -> Check {
         )),
         (None, Err(reason)) => Err(reason),
     };
-    for_enforcement(
+    needed_for(
+        Need::Enforcement,
         "bpffs",
         found,
         "Enforcement is pinned, so that it outlives the agent. Mount one: mount -t bpf bpf /sys/fs/bpf. In a container, mount \
@@ -552,7 +582,8 @@ fn pidfd_getfd(facts: &Facts) -> Check {
         Ok(()) => (true, "works".to_owned()),
         Err(reason) => (false, reason.clone()),
     };
-    for_enforcement(
+    needed_for(
+        Need::Gate,
         "pidfd_getfd",
         Ok(found),
         "The source's end of a connection is found by this system call (and CAP_SYS_PTRACE). A seccomp profile may forbid it.",
@@ -570,29 +601,79 @@ fn holds(facts: &Facts) -> Check {
         Err(reason) if matches!(facts.tracefs, Ok(None)) => Ok((true, reason.clone())),
         Err(reason) => Err(reason.clone()),
     };
-    for_enforcement(
+    needed_for(
+        Need::Gate,
         "hold_tracepoints",
         found,
         "Sends are held at these while the gate joins their connection.",
     )
 }
 
-fn gate_programs(probe: &ProbeResult) -> Check {
-    let needed = |name: &str| {
-        name == GATE || name == GATE_WALK.1 || HOLDS.iter().any(|hook| hook.program == name)
-    };
-    let programs: Vec<_> = probe.programs.iter().filter(|p| needed(p.name)).collect();
+/// Whether the kernel takes the programs that are so chosen.
+fn programs(probe: &ProbeResult, chosen: impl Fn(&ProgramProbe) -> bool) -> Known<(bool, String)> {
+    let programs: Vec<_> = probe.programs.iter().filter(|p| chosen(p)).collect();
     let refused = programs.iter().find(|p| p.outcome != Outcome::Supported);
-    let found = match (programs.is_empty(), refused) {
+    match (programs.is_empty(), refused) {
         (true, _) => Err("not tried".to_owned()),
-        (false, Some(program)) => Ok((false, format!("the kernel refuses {}", program.name))),
+        (false, Some(program)) => {
+            let hook = match &*program.hook {
+                "" => String::new(),
+                hook => format!(" ({hook})"),
+            };
+            Ok((false, format!("the kernel refuses {}{hook}", program.name)))
+        }
         (false, None) => Ok((true, format!("the kernel takes all {}", programs.len()))),
-    };
-    for_enforcement(
+    }
+}
+
+/// Whether a program hangs on a function, or continues one that does.
+fn on_function(program: &ProgramProbe) -> bool {
+    program.hook.starts_with("fentry") || program.hook.starts_with("fexit")
+}
+
+fn gate_programs(probe: &ProbeResult) -> Check {
+    let found = programs(probe, |program| {
+        [GATE, GATE_WALK.1].contains(&program.name)
+            || HOLDS.iter().any(|hook| hook.program == program.name)
+    });
+    needed_for(
+        Need::Gate,
         "gate_programs",
         found,
-        "The gate can't be loaded, so nothing can be rejected.",
+        "The gate can't be loaded.",
     )
+}
+
+/// With tracepoints; where functions can be hooked, the kernel takes the others as well.
+fn rewrite_programs(probe: &ProbeResult) -> Check {
+    let found = programs(probe, |program| {
+        !on_function(program)
+            && (REWRITES.iter().any(|walk| walk.program == program.name)
+                || EDITS.iter().any(|hook| hook.program == program.name))
+    });
+    needed_for(
+        Need::Rewrite,
+        "rewrite_programs",
+        found,
+        "Programs that write to the memory of processes can't be loaded: it takes CAP_SYS_ADMIN, and a kernel without lockdown.",
+    )
+}
+
+/// The tap's programs on functions, where it does without tracepoints of system calls.
+fn fentry(probe: &ProbeResult) -> Check {
+    let found = programs(probe, |program| {
+        on_function(program)
+            && (WALKS.iter().any(|walk| walk.program == program.name)
+                || HOOKS.iter().any(|hook| hook.program == program.name))
+    });
+    Check {
+        needed_for: Need::Information,
+        ..required(
+            FENTRY,
+            found,
+            "The tap hangs on tracepoints, which put every system call of the node on the slow path.",
+        )
+    }
 }
 
 fn cgroup(facts: &Facts) -> Check {
@@ -690,9 +771,17 @@ mod tests {
         }
     }
 
-    fn enforcement_of(facts: &Facts, probe: &ProbeResult) -> (Outcome, Vec<String>) {
+    fn enforcement_of(facts: &Facts, probe: &ProbeResult) -> Possible {
         let checks = all(facts, Some(probe));
-        enforcement(&checks, audit(&checks, Some(probe)))
+        let of = |kind| enforcer(&checks, audit(&checks, Some(probe)), kind);
+        let rewrite = of(Enforcer::Rewrite);
+        if checks
+            .iter()
+            .any(|c| c.id == "bpffs" && c.outcome != Outcome::Supported)
+        {
+            assert_eq!(rewrite.1, ["bpffs"]);
+        }
+        of(Enforcer::Gate)
     }
 
     #[test]
@@ -762,6 +851,47 @@ mod tests {
         // A trial that was not made settles nothing.
         let checks = all(&good(), None);
         assert!(checks.iter().all(|check| check.id != "gate_programs"));
+    }
+
+    #[test]
+    fn what_hangs_on_what_is_told_apart() {
+        let one = |name, hook: &str, outcome| ProgramProbe {
+            name,
+            hook: hook.to_owned(),
+            outcome,
+            detail: String::new(),
+            verified_instructions: None,
+        };
+        use Outcome::{Inconclusive, NotSupported, Supported};
+        let mut probe = gate_probe(Supported);
+        let checked = |probe: &ProbeResult| {
+            let checks = all(&good(), Some(probe));
+            (
+                enforcer(&checks, Supported, Enforcer::Rewrite),
+                fentry_tap(&checks).0,
+            )
+        };
+        let not = |outcome, id: &str| (outcome, vec![id.to_owned()]);
+        assert_eq!(
+            checked(&probe),
+            (not(Inconclusive, "rewrite_programs"), Inconclusive)
+        );
+        probe.programs.push(one("mend", "", Supported));
+        probe.programs.push(one("mend", "fexit", NotSupported));
+        probe
+            .programs
+            .push(one("tap_write", "fexit/__x64_sys_write", Supported));
+        assert_eq!(checked(&probe), ((Supported, Vec::new()), Supported));
+        probe
+            .programs
+            .push(one("edit_write", "syscalls/sys_enter_write", NotSupported));
+        probe
+            .programs
+            .push(one("tap_open", "fexit, sockets", NotSupported));
+        assert_eq!(
+            checked(&probe),
+            (not(NotSupported, "rewrite_programs"), NotSupported)
+        );
     }
 
     #[test]

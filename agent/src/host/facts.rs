@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use crate::enforce::{peer, pins};
-use crate::tap::hooks::{HOLDS, HOOKS, Hook};
+use crate::tap::hooks::{HOLDS, HOOKS, Hook, Kind};
 
 /// Something that was read, or why it could not be.
 pub type Known<T> = Result<T, String>;
@@ -208,11 +208,13 @@ impl Tree<'_> {
             found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
         };
         let missing = hooks.iter().filter_map(|hook| {
-            Some(hook.place()).filter(absent).map(|place| Missing {
-                place,
-                without: hook.without,
-                required: hook.required,
-            })
+            Some(hook.place(Kind::Tracepoint))
+                .filter(absent)
+                .map(|place| Missing {
+                    place,
+                    without: hook.without,
+                    required: hook.required,
+                })
         });
         Ok(missing.collect())
     }

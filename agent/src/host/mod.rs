@@ -38,8 +38,12 @@ impl Outcome {
 pub enum Need {
     /// Audit mode, and so everything else.
     Audit,
-    /// Enforcement only.
+    /// Enforcement only, whatever the enforcer.
     Enforcement,
+    /// The gate only.
+    Gate,
+    /// The rewrite enforcer only.
+    Rewrite,
     /// Nobody: it explains something.
     Information,
 }

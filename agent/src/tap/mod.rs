@@ -3,6 +3,8 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`hooks`] | which program goes where |
+//! | [`load`] | loads the programs and attaches them |
+//! | [`probe`] | tries which of them the kernel takes |
 //! | [`tracefs`] | finds the tracepoints, mounting nothing for others to see |
 //! | [`counters`] | reads counters from memory |
 //! | [`events`] | reads process events |
@@ -17,37 +19,31 @@ pub mod account;
 pub mod counters;
 pub mod events;
 pub mod hooks;
+pub mod load;
+pub mod probe;
 pub mod sys;
 pub mod tracefs;
 
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use agent_common::abi::{
     ConnKey, Control, FOREIGN, MAX_GATED, MAX_SLOTS, Slot, Target, Totals, Tracked,
 };
 use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
+use aya::EbpfError;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
-use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, ProgramInfo, SkSkb, TracePoint};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::programs::ProgramError;
 
 use self::counters::MappedArray;
-use self::hooks::{GATE, GATE_WALK, HOLDS, HOOKS, Hook, WALKS};
+use self::hooks::{EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS};
+use self::load::{Attached, Object, chain, io_error, map_error};
 use self::tracefs::TracefsError;
 use crate::enforce::gate::{GATED, Gate};
 use crate::enforce::pins::{self, PinError};
-use crate::host::{Outcome, ProbeResult, ProgramProbe};
+use crate::enforce::rewrite::Rewrite;
 use crate::model::ProgramStatus;
-
-/// The object that `cargo xtask build` made.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pendguard.bpf.o"));
-
-/// The programs, as they were built in.
-pub fn object() -> &'static [u8] {
-    OBJECT
-}
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +83,22 @@ pub enum TapError {
     Thread(String),
 }
 
-/// An error and what caused it, in one line; of a verifier's log only the end.
-fn chain(error: &dyn std::error::Error) -> String {
-    let text = crate::errors::chain(error);
-    match text.char_indices().nth_back(1500) {
-        Some((cut, _)) => format!("… {}", &text[cut..]),
-        None => text,
+/// How calls are rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Enforcer {
+    /// In the source's socket.
+    Gate,
+    /// In the sender's buffer.
+    Rewrite,
+}
+
+impl Enforcer {
+    /// As the command line and the metrics write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Rewrite => "rewrite",
+        }
     }
 }
 
@@ -106,8 +112,10 @@ pub type Connections = HashMap<MapData, ConnKey, [u8; size_of::<Tracked>()]>;
 
 /// The loaded and attached tap. Dropping it detaches everything that isn't pinned.
 pub struct Tap {
-    /// The loaded object; `None` where everything was found pinned.
-    ebpf: Option<Ebpf>,
+    /// What the programs of system calls hang on.
+    pub kind: Kind,
+    /// The object; `None` where everything was found pinned.
+    object: Option<Object>,
     programs: Vec<Attached>,
     /// Each map's name and a descriptor of it, to pin it by.
     maps: Vec<(String, OwnedFd)>,
@@ -125,23 +133,15 @@ pub struct Tap {
     pub totals: MappedArray<Totals>,
     /// What governs enforcement.
     pub control: MappedArray<Control>,
-    gate: Option<GateMaps>,
+    enforcer: Option<EnforcerMaps>,
     /// The map of the sources' ends, where it was found pinned.
     sockets: Option<SockHash<MapData, u64>>,
 }
 
-/// A program as the tap keeps it.
-struct Attached {
-    status: ProgramStatus,
-    /// It, for the kernel's account.
-    program: Option<OwnedFd>,
-    /// What keeps it attached, unless that is pinned.
-    link: Option<FdLink>,
-}
-
-struct GateMaps {
+struct EnforcerMaps {
     gated: HashMap<MapData, u64, [u8; GATED]>,
     obstacles: HashMap<MapData, ConnKey, u32>,
+    connected: HashMap<MapData, ConnKey, u64>,
 }
 
 /// Maps by name, of an object or of a pin directory.
@@ -165,11 +165,13 @@ impl Maps<'_> {
 
     fn tap(
         &mut self,
+        kind: Kind,
         programs: Vec<Attached>,
         maps: Vec<(String, OwnedFd)>,
     ) -> Result<Tap, TapError> {
         Ok(Tap {
-            ebpf: None,
+            kind,
+            object: None,
             programs,
             maps,
             targets: self.take("TARGETS")?,
@@ -179,9 +181,10 @@ impl Maps<'_> {
             slots: self.mapped("SLOTS", MAX_SLOTS)?,
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
-            gate: Some(GateMaps {
+            enforcer: Some(EnforcerMaps {
                 gated: self.take("GATED")?,
                 obstacles: self.take("OBSTACLES")?,
+                connected: self.take("SOCKETS")?,
             }),
             sockets: None,
         })
@@ -189,8 +192,8 @@ impl Maps<'_> {
 }
 
 /// Loads the programs and attaches them; `methods` are the paths to watch.
-pub fn start(methods: &[String]) -> Result<Tap, TapError> {
-    on_a_thread(|| start_here(methods))
+pub fn start(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
+    on_a_thread(|| start_here(kind, methods))
 }
 
 /// Runs what attaches on a thread of its own, because its mount namespace may change (see `tracefs`).
@@ -207,14 +210,13 @@ fn on_a_thread<T: Send>(
     })
 }
 
-fn start_here(methods: &[String]) -> Result<Tap, TapError> {
+fn start_here(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
     let (tracefs, private) = tracefs::reach()?;
     if private {
         tracing::info!("tracefs is not mounted: using a private mount that the host doesn't see");
     }
-    let mut ebpf = load_maps()?;
-    let mut paths: Array<_, PathTable> =
-        Array::try_from(duplicate(&ebpf, "PATHS")?).map_err(|e| map_error("PATHS", &e))?;
+    let mut object = Object::load()?;
+    let mut paths: Array<_, PathTable> = object.typed("PATHS")?;
     let mut table = Box::new(PathTable::EMPTY);
     table
         .fill(methods.iter().map(String::as_str))
@@ -222,8 +224,7 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
     paths
         .set(0, table.as_ref(), 0)
         .map_err(|e| map_error("PATHS", &e))?;
-    let mut substitutes: Array<_, Substitute> = Array::try_from(duplicate(&ebpf, "SUBSTITUTES")?)
-        .map_err(|e| map_error("SUBSTITUTES", &e))?;
+    let mut substitutes: Array<_, Substitute> = object.typed("SUBSTITUTES")?;
     for (number, method) in (0..).zip(methods) {
         let others = methods.iter().map(String::as_str);
         let (_, value) = substitute::choose(method, others).unwrap_or(([0; _], Substitute::NONE));
@@ -231,250 +232,72 @@ fn start_here(methods: &[String]) -> Result<Tap, TapError> {
             .set(number, value, 0)
             .map_err(|e| map_error("SUBSTITUTES", &e))?;
     }
-    let mut free_slots: Queue<_, u32> = Queue::try_from(duplicate(&ebpf, "FREE_SLOTS")?)
-        .map_err(|e| map_error("FREE_SLOTS", &e))?;
+    let mut free_slots: Queue<_, u32> = object.typed("FREE_SLOTS")?;
     for slot in 1..MAX_SLOTS {
         free_slots
             .push(slot, 0)
             .map_err(|e| map_error("FREE_SLOTS", &e))?;
     }
-    load_walks(&mut ebpf)?;
+    for walk in &WALKS {
+        object.continue_in(walk, kind)?;
+    }
     let programs = HOOKS
         .iter()
-        .map(|hook| attach(&mut ebpf, hook, &tracefs))
+        .map(|hook| object.attach(hook, kind, &tracefs))
         .collect::<Result<_, _>>()?;
-    let maps = descriptors(&ebpf)?;
-    let mut by_name = |name| duplicate(&ebpf, name);
-    let mut tap = Maps(&mut by_name).tap(programs, maps)?;
-    tap.ebpf = Some(ebpf);
+    let maps = object.descriptors()?;
+    let mut by_name = |name| object.map(name);
+    let mut tap = Maps(&mut by_name).tap(kind, programs, maps)?;
+    tap.object = Some(object);
     Ok(tap)
 }
 
 /// Takes over a tap that an agent of the same build left pinned in `directory`, programs running.
-pub fn adopt(directory: &Path) -> Result<Tap, TapError> {
+pub fn adopt(directory: &Path, kind: Kind, enforcer: Enforcer) -> Result<Tap, TapError> {
     let mut by_name =
         |name: &'static str| pins::open_map(directory, name).map_err(|e| map_error(name, &e));
-    let programs = HOOKS
-        .iter()
-        .chain(&HOLDS)
-        .map(|hook| adopted(directory, hook))
-        .collect();
-    let mut tap = Maps(&mut by_name).tap(programs, Vec::new())?;
-    tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
+    let hooks = HOOKS.iter().map(|hook| (hook, kind));
+    let programs = match enforcer {
+        Enforcer::Gate => hooks
+            .chain(HOLDS.iter().map(|hook| (hook, Kind::Tracepoint)))
+            .map(|(hook, kind)| adopted(directory, hook, kind))
+            .collect(),
+        Enforcer::Rewrite => hooks
+            .chain(EDITS.iter().map(|hook| (hook, kind)))
+            .map(|(hook, kind)| adopted(directory, hook, kind))
+            .collect(),
+    };
+    let mut tap = Maps(&mut by_name).tap(kind, programs, Vec::new())?;
+    if enforcer == Enforcer::Gate {
+        tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
+    }
     Ok(tap)
 }
 
 /// A program that is found pinned, and whether its link is.
-fn adopted(directory: &Path, hook: &Hook) -> Attached {
+fn adopted(directory: &Path, hook: &Hook, kind: Kind) -> Attached {
     let program = pins::open(&directory.join(pins::program(hook.program)));
     let linked = directory.join(pins::link(hook.program)).exists();
-    Attached {
-        status: ProgramStatus {
-            name: hook.program,
-            hook: hook.place(),
-            error: match (&program, linked) {
-                (Ok(_), true) => None,
-                (Err(e), _) => Some(format!(
-                    "not found pinned: {e}. Without it {}",
-                    hook.without
-                )),
-                (Ok(_), false) => Some(format!(
-                    "its link is not pinned. Without it {}",
-                    hook.without
-                )),
-            },
-            verified_instructions: None,
-            missed: None,
-            runs: None,
-        },
-        program: program.ok(),
-        link: None,
-    }
-}
-
-fn load_maps() -> Result<Ebpf, TapError> {
-    EbpfLoader::new()
-        .load(OBJECT)
-        .map_err(|e| TapError::Load(Box::new(e)))
-}
-
-/// Another handle of a map of the object's. The object keeps its own: an array of programs loses them with its last one.
-fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<Map, TapError> {
-    let map = ebpf.map(name).ok_or_else(|| TapError::Map {
-        name,
-        reason: "not in the object".into(),
-    })?;
-    let fd = data(map)
-        .fd()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|e| io_error(name, &e))?;
-    MapData::from_fd(fd)
-        .and_then(Map::from_map_data)
-        .map_err(|e| map_error(name, &e))
-}
-
-/// A descriptor of each map that the programs use.
-fn descriptors(ebpf: &Ebpf) -> Result<Vec<(String, OwnedFd)>, TapError> {
-    ebpf.maps()
-        // Constants of the programs: they need no name.
-        .filter(|(name, _)| !name.starts_with('.'))
-        .map(|(name, map)| {
-            let fd = data(map).fd().as_fd().try_clone_to_owned();
-            Ok((
-                name.to_owned(),
-                fd.map_err(|e| io_error("descriptors", &e))?,
-            ))
-        })
-        .collect()
-}
-
-fn data(map: &Map) -> &MapData {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::ProgramArray(data)
-        | Map::Queue(data)
-        | Map::RingBuf(data)
-        | Map::SockHash(data) => data,
-        _ => unreachable!("the object has no other kind of map"),
-    }
-}
-
-fn load_walks(ebpf: &mut Ebpf) -> Result<(), TapError> {
-    let mut walks: ProgramArray<_> =
-        ProgramArray::try_from(duplicate(ebpf, "WALKS")?).map_err(|e| map_error("WALKS", &e))?;
-    for (place, name) in WALKS {
-        let refused = |reason| TapError::Walk(name, reason);
-        let program = tracepoint(ebpf, name).map_err(refused)?;
-        program.load().map_err(|e| refused(chain(&e)))?;
-        let fd = program.fd().map_err(|e| refused(chain(&e)))?;
-        walks
-            .set(place, fd, 0)
-            .map_err(|e| map_error("WALKS", &e))?;
-    }
-    Ok(())
-}
-
-fn sk_skb<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SkSkb, GateError> {
-    let refused = |reason| GateError::Program(name, reason);
-    let program: &mut SkSkb = ebpf
-        .program_mut(name)
-        .ok_or_else(|| refused("not in the object".to_owned()))?
-        .try_into()
-        .map_err(|e: ProgramError| refused(chain(&e)))?;
-    program.load().map_err(|e| refused(chain(&e)))?;
-    Ok(program)
-}
-
-fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut TracePoint, String> {
-    ebpf.program_mut(name)
-        .ok_or_else(|| "not in the object".to_owned())?
-        .try_into()
-        .map_err(|e: ProgramError| chain(&e))
-}
-
-/// Loads and attaches one program; an `Err` only where it is required.
-fn attach(ebpf: &mut Ebpf, hook: &Hook, tracefs: &Path) -> Result<Attached, TapError> {
-    let place = hook.place();
-    let mut attached = Attached {
-        status: ProgramStatus {
-            name: hook.program,
-            hook: place.clone(),
-            error: None,
-            verified_instructions: None,
-            missed: None,
-            runs: None,
-        },
-        program: None,
-        link: None,
-    };
-    if let Err(reason) = try_attach(ebpf, hook, tracefs, &mut attached) {
-        if hook.required {
-            return Err(TapError::Required {
-                program: hook.program,
-                hook: place,
-                reason,
-            });
-        }
-        tracing::warn!(
-            program = hook.program,
-            hook = %place,
-            "not attached: {reason}. Without it {}",
+    let mut attached = Attached::new(hook, kind);
+    attached.status.error = match (&program, linked) {
+        (Ok(_), true) => None,
+        (Err(e), _) => Some(format!(
+            "not found pinned: {e}. Without it {}",
             hook.without
-        );
-        attached.status.error = Some(format!("{reason}. Without it {}", hook.without));
-    }
-    Ok(attached)
-}
-
-fn try_attach(
-    ebpf: &mut Ebpf,
-    hook: &Hook,
-    tracefs: &Path,
-    attached: &mut Attached,
-) -> Result<(), String> {
-    check_format(hook, tracefs)?;
-    let program = tracepoint(ebpf, hook.program)?;
-    program.load().map_err(|e| chain(&e))?;
-    attached.status.verified_instructions = verified(program.info().ok());
-    let id = program
-        .attach(hook.category, hook.name)
-        .map_err(|e| chain(&e))?;
-    let link = program.take_link(id).map_err(|e| chain(&e))?;
-    attached.program = program
-        .fd()
-        .ok()
-        .and_then(|fd| fd.as_fd().try_clone_to_owned().ok());
-    // 5.15, as the programs: before, a perf event can't be pinned.
-    attached.link = Some(FdLink::try_from(link).map_err(|e| chain(&e))?);
-    Ok(())
-}
-
-fn check_format(hook: &Hook, tracefs: &Path) -> Result<(), String> {
-    let file: PathBuf = tracefs
-        .join("events")
-        .join(hook.category)
-        .join(hook.name)
-        .join("format");
-    let format = std::fs::read_to_string(&file).map_err(|e| {
-        format!(
-            "this kernel has no such tracepoint ({}: {e})",
-            file.display()
-        )
-    })?;
-    match hook
-        .fields
-        .iter()
-        .find(|f| !tracefs::has_field(&format, f.name, f.offset, f.size))
-    {
-        Some(f) => Err(format!(
-            "this kernel's record has no field {} of {} bytes at {}",
-            f.name, f.size, f.offset
         )),
-        None => Ok(()),
-    }
+        (Ok(_), false) => Some(format!(
+            "its link is not pinned. Without it {}",
+            hook.without
+        )),
+    };
+    attached.program = program.ok();
+    attached
 }
 
-fn map_error(name: &'static str, error: &MapError) -> TapError {
-    TapError::Map {
-        name,
-        reason: chain(error),
-    }
-}
-
-fn io_error(name: &'static str, error: &std::io::Error) -> TapError {
-    TapError::Map {
-        name,
-        reason: error.to_string(),
-    }
-}
-
-/// Why there is no gate.
+/// Why there is no enforcer.
 #[derive(Debug, thiserror::Error)]
-pub enum GateError {
-    /// A map, or a hook that holds sends.
+pub enum EnforcerError {
+    /// A map, or a hook.
     #[error(transparent)]
     Tap(#[from] TapError),
     /// The kernel refuses a program.
@@ -484,15 +307,13 @@ pub enum GateError {
 
 impl Tap {
     /// The gate. Its programs are loaded if need be, and the hooks attached that it needs to join connections.
-    pub fn gate(&mut self) -> Result<Gate, GateError> {
-        if let Some(ebpf) = &mut self.ebpf {
-            let mut gates: ProgramArray<_> = ProgramArray::try_from(duplicate(ebpf, "GATES")?)
-                .map_err(|e| map_error("GATES", &e))?;
+    pub fn gate(&mut self) -> Result<Gate, EnforcerError> {
+        if let Some(object) = &mut self.object {
+            let refused = |name| move |reason| EnforcerError::Program(name, reason);
+            let mut gates: ProgramArray<_> = object.typed("GATES")?;
             let (place, walk) = GATE_WALK;
-            let program = sk_skb(ebpf, walk)?;
-            let fd = program
-                .fd()
-                .map_err(|e| GateError::Program(walk, chain(&e)))?;
+            let fd = object.sk_skb(walk).map_err(refused(walk))?;
+            let fd = fd.fd().map_err(|e| refused(walk)(chain(&e)))?;
             gates
                 .set(place, fd, 0)
                 .map_err(|e| map_error("GATES", &e))?;
@@ -503,34 +324,39 @@ impl Tap {
                 .and_then(Map::from_map_data)
                 .and_then(SockHash::try_from)
                 .map_err(|e| map_error(GATE_SOCKETS, &e))?;
-            let refused = |e: ProgramError| GateError::Program(GATE, chain(&e));
-            let program = sk_skb(ebpf, GATE)?;
-            let link = program.attach(sockets.fd()).map_err(refused)?;
+            let failed = |e: ProgramError| refused(GATE)(chain(&e));
+            let program = object.sk_skb(GATE).map_err(refused(GATE))?;
+            let link = program.attach(sockets.fd()).map_err(failed)?;
             // It is never taken off: the map goes, when its last socket has closed.
-            std::mem::forget(program.take_link(link).map_err(refused)?);
-            let holds = on_a_thread(|| {
-                let (tracefs, _) = tracefs::reach()?;
-                HOLDS
-                    .iter()
-                    .map(|hook| attach(ebpf, hook, &tracefs))
-                    .collect::<Result<Vec<_>, _>>()
-            })?;
+            std::mem::forget(program.take_link(link).map_err(failed)?);
+            let holds = attach_all(object, &HOLDS, Kind::Tracepoint)?;
             self.programs.extend(holds);
             self.sockets = Some(sockets);
         }
-        match (self.gate.take(), self.sockets.take()) {
+        match (self.enforcer.take(), self.sockets.take()) {
             (Some(maps), Some(sockets)) => Ok(Gate::new(sockets, maps.gated, maps.obstacles)),
-            _ => Err(TapError::Map {
-                name: GATE_SOCKETS,
-                reason: "in use".into(),
+            _ => Err(in_use(GATE_SOCKETS)),
+        }
+    }
+
+    /// `rewrite`. Its programs are loaded if need be, and attached: nothing is rejected before a descriptor is known for a socket.
+    pub fn rewrite(&mut self) -> Result<Rewrite, EnforcerError> {
+        if let Some(object) = &mut self.object {
+            for walk in &REWRITES {
+                object.continue_in(walk, self.kind)?;
             }
-            .into()),
+            let hooks = attach_all(object, &EDITS, self.kind)?;
+            self.programs.extend(hooks);
+        }
+        match self.enforcer.take() {
+            Some(maps) => Ok(Rewrite::new(maps.connected, maps.obstacles)),
+            None => Err(in_use("SOCKETS")),
         }
     }
 
     /// Notes that programs of another build enforce these connections, and count them.
     pub fn leave_alone(&mut self, connections: &[ConnKey]) -> Result<(), TapError> {
-        let Some(maps) = &mut self.gate else {
+        let Some(maps) = &mut self.enforcer else {
             return Ok(());
         };
         for key in connections {
@@ -583,91 +409,19 @@ impl Tap {
     }
 }
 
-/// Loads every program for a trial; for `pendguard doctor`. Nothing is attached, and all of it is gone afterwards.
-pub fn probe() -> ProbeResult {
-    let mut ebpf = match load_maps() {
-        Ok(ebpf) => ebpf,
-        Err(error) => {
-            return ProbeResult {
-                outcome: Outcome::NotSupported,
-                detail: error.to_string(),
-                programs: Vec::new(),
-            };
-        }
-    };
-    let walks = WALKS.iter().map(|(_, name)| (*name, String::new(), true));
-    let hooks = HOOKS
-        .iter()
-        .map(|hook| (hook.program, hook.place(), hook.required));
-    let holds = HOLDS.iter().map(|hook| (hook.program, hook.place(), false));
-    let gate = [GATE, GATE_WALK.1].map(|name| (name, "sk_skb/stream_verdict".to_owned(), false));
-    let programs: Vec<_> = walks
-        .chain(hooks)
-        .chain(holds)
-        .chain(gate)
-        .map(|(name, hook, required)| (trial(&mut ebpf, name, hook), required))
-        .collect();
-    let loads = |program: &ProgramProbe| program.outcome == Outcome::Supported;
-    let refused = programs
-        .iter()
-        .filter(|(program, _)| !loads(program))
-        .count();
-    let hopeless = programs
-        .iter()
-        .find(|(program, required)| *required && !loads(program));
-    let (outcome, detail) = match hopeless {
-        Some((program, _)) => (
-            Outcome::NotSupported,
-            format!("the kernel refuses {}, which is needed", program.name),
-        ),
-        None if refused > 0 => (
-            Outcome::Supported,
-            format!(
-                "the kernel takes {} of {} programs",
-                programs.len() - refused,
-                programs.len()
-            ),
-        ),
-        None => (
-            Outcome::Supported,
-            format!("the kernel takes all {} programs", programs.len()),
-        ),
-    };
-    ProbeResult {
-        outcome,
-        detail,
-        programs: programs.into_iter().map(|(program, _)| program).collect(),
-    }
+fn attach_all(object: &mut Object, hooks: &[Hook], kind: Kind) -> Result<Vec<Attached>, TapError> {
+    on_a_thread(|| {
+        let (tracefs, _) = tracefs::reach()?;
+        hooks
+            .iter()
+            .map(|hook| object.attach(hook, kind, &tracefs))
+            .collect()
+    })
 }
 
-fn trial(ebpf: &mut Ebpf, name: &'static str, hook: String) -> ProgramProbe {
-    let loaded = load(ebpf, name).map(verified);
-    let (outcome, verified_instructions, detail) = match loaded {
-        Ok(verified) => (Outcome::Supported, verified, String::new()),
-        Err(reason) => (Outcome::NotSupported, None, reason),
-    };
-    ProgramProbe {
+fn in_use(name: &'static str) -> EnforcerError {
+    EnforcerError::Tap(TapError::Map {
         name,
-        hook,
-        outcome,
-        detail,
-        verified_instructions,
-    }
-}
-
-/// Loads a program, whatever its kind.
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Option<ProgramInfo>, String> {
-    let info = if name == GATE || name == GATE_WALK.1 {
-        sk_skb(ebpf, name).map_err(|e| chain(&e))?.info()
-    } else {
-        let program = tracepoint(ebpf, name)?;
-        program.load().map_err(|e| chain(&e))?;
-        program.info()
-    };
-    Ok(info.ok())
-}
-
-/// Instructions that the verifier walked, where the kernel tells (5.16).
-fn verified(program: Option<ProgramInfo>) -> Option<u32> {
-    program.and_then(|info| info.verified_instruction_count())
+        reason: "in use".into(),
+    })
 }

@@ -43,35 +43,57 @@ const SLOW: &str = "10";
 const LIMIT: u64 = 900;
 
 /// The privileged tests, in the order of the time that they take; others run when they are named.
-const TESTS: [&str; 6] = [
+const TESTS: [&str; 7] = [
     "fixtures",
     "agent",
     "sends",
     "processes",
+    "enforce",
     "peers",
     "exactness",
 ];
 
-/// What `cargo xtask test` runs of them: the programs load, count and go, for every system call and every gRPC stack.
-const CHECKED: [&str; 3] = ["fixtures", "agent", "sends"];
+/// Those of them that reject calls: they run with every enforcer.
+const ENFORCING: [&str; 3] = ["enforce", "enforce_faults", "joins"];
+
+/// What `cargo xtask test` runs of them: the programs load, count, reject and go, for every system call, and for clients that
+/// index paths and that don't.
+const CHECKED: [&str; 5] = [
+    "fixtures",
+    "agent",
+    "sends",
+    "enforce::tonic_on_rust",
+    "enforce::grpc_go_on_rust",
+];
 
 /// How many machines it runs at once: a test keeps about one processor of its machine busy.
 const CHECKED_AT_ONCE: u16 = 2;
 
-/// How the agent works, as the tests are told.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// How the agent works, as it is told by its environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Variant {
-    /// How sends are seen: PENDGUARD_TEST_TAP.
+    /// How sends are seen: PENDGUARD_TAP.
     pub tap: &'static str,
-    /// How calls are rejected: PENDGUARD_TEST_ENFORCER.
+    /// How calls are rejected: PENDGUARD_ENFORCER; none where nothing is.
     pub enforcer: &'static str,
 }
 
+const fn variant(tap: &'static str, enforcer: &'static str) -> Variant {
+    Variant { tap, enforcer }
+}
+
+/// No enforcer.
+const NONE: &str = "none";
+
 /// Every way in which the agent can work.
-const VARIANTS: [Variant; 1] = [Variant {
-    tap: "tracepoint",
-    enforcer: "none",
-}];
+const VARIANTS: [Variant; 6] = [
+    variant("tracepoint", NONE),
+    variant("fentry", NONE),
+    variant("tracepoint", "gate"),
+    variant("fentry", "gate"),
+    variant("tracepoint", "rewrite"),
+    variant("fentry", "rewrite"),
+];
 
 /// What the user asked for.
 #[derive(clap::Args)]
@@ -91,6 +113,12 @@ pub struct Options {
     /// A variable for what runs in the machine
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// Only with this tap
+    #[arg(long, value_name = "TAP", value_parser = ["tracepoint", "fentry"])]
+    tap: Option<String>,
+    /// Only with this enforcer, tests that reject nothing left out
+    #[arg(long, value_name = "ENFORCER", value_parser = ["gate", "rewrite"])]
+    enforcer: Option<String>,
     /// How many machines run at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     machines: u16,
@@ -112,6 +140,13 @@ pub struct Options {
         conflicts_with = "test"
     )]
     exec: Vec<String>,
+}
+
+impl Options {
+    fn wants(&self, variant: &Variant) -> bool {
+        let is = |wanted: &Option<String>, name| wanted.as_ref().is_none_or(|it| it == name);
+        is(&self.tap, variant.tap) && is(&self.enforcer, variant.enforcer)
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -157,6 +192,8 @@ pub fn check(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
         kernel: kernel::all(),
         test: CHECKED.map(str::to_owned).into(),
         env: Vec::new(),
+        tap: None,
+        enforcer: None,
         machines: CHECKED_AT_ONCE,
         limit: LIMIT,
         keep: false,
@@ -310,7 +347,8 @@ impl<'a> Hearing<'a> {
         kernel: &Kernel,
         progress: &'a mut Progress,
     ) -> Result<Self> {
-        let rows = VARIANTS.map(|variant| Row {
+        let used = |variant: &Variant| prepared.jobs.iter().any(|(of, _)| of == variant);
+        let rows = VARIANTS.into_iter().filter(used).map(|variant| Row {
             kernel: kernel.series.name,
             release: kernel.release.clone(),
             variant,
@@ -330,7 +368,7 @@ impl<'a> Hearing<'a> {
             progress,
             log,
             mark: String::new(),
-            rows: rows.into(),
+            rows: rows.collect(),
             current: None,
         })
     }
@@ -363,9 +401,7 @@ impl<'a> Hearing<'a> {
                 let Some((variant, job)) = self.jobs.get(*job) else {
                     return;
                 };
-                let row = self.rows.iter().position(|row| {
-                    row.variant.tap == variant.tap && row.variant.enforcer == variant.enforcer
-                });
+                let row = self.rows.iter().position(|row| row.variant == *variant);
                 self.current = row.map(|row| (job, row));
                 let plan = format!("{}/{}", variant.tap, variant.enforcer);
                 self.progress.begin(&job.name, &plan);
@@ -438,7 +474,7 @@ fn selection(
         .collect()
 }
 
-/// Every test for every variant.
+/// Every test for every variant that makes a difference to it.
 fn test_jobs(
     workspace: &Workspace,
     options: &Options,
@@ -446,20 +482,26 @@ fn test_jobs(
     environment: &[(String, String)],
 ) -> Vec<(Variant, Job)> {
     let mut jobs = Vec::new();
-    for variant in VARIANTS {
+    for variant in VARIANTS
+        .into_iter()
+        .filter(|variant| options.wants(variant))
+    {
         let mut environment = environment.to_vec();
         for (name, value) in [
             ("PENDGUARD_TEST_SCALE", "vm"),
             ("PENDGUARD_TEST_SLOW", SLOW),
-            ("PENDGUARD_TEST_TAP", variant.tap),
-            ("PENDGUARD_TEST_ENFORCER", variant.enforcer),
+            ("PENDGUARD_TAP", variant.tap),
+            ("PENDGUARD_ENFORCER", variant.enforcer),
         ] {
             // The user's own go before.
-            if !environment.iter().any(|(there, _)| there == name) {
+            if value != NONE && !environment.iter().any(|(there, _)| there == name) {
                 environment.push((name.to_owned(), value.to_owned()));
             }
         }
         for (program, filter) in programs {
+            if ENFORCING.contains(&program.name.as_str()) == (variant.enforcer == NONE) {
+                continue;
+            }
             let mut arguments = vec!["--test-threads=1".to_owned()];
             arguments.extend(filter.clone());
             let job = Job {

@@ -1,0 +1,197 @@
+//! What a program hangs on: a tracepoint of a system call, or the kernel function behind that call.
+//!
+//! | | tracepoint | function (fentry, fexit) |
+//! |---|---|---|
+//! | place | `syscalls/sys_{enter,exit}_write` | `__x64_sys_write`, `__arm64_sys_write` |
+//! | while it is attached | every system call of every process takes the slow path | only that call pays |
+//! | preemption | off | on: another task may run the program of another call meanwhile on the same CPU |
+//!
+//! Programs of functions continue only in programs that were loaded for a function of the same type (kernel commit 28ead3eaabc1, 6.12),
+//! and types are the same for the functions of one source file: [`Files`] and [`Sockets`] have programs of their own.
+//!
+//! Of one and the same program, the kernel runs no second one on a CPU meanwhile (it skips it, and counts that as a miss); so a
+//! place in [`SCRATCH`](crate::maps::SCRATCH) for each program is enough.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::maps::ProgramArray;
+use aya_ebpf::programs::{FEntryContext, FExitContext, TracePointContext};
+
+use crate::maps::{WALKS, WALKS_FENTRY, WALKS_FENTRY_NET, WALKS_FEXIT, WALKS_FEXIT_NET};
+use crate::regs;
+
+/// Places that functions' programs of one direction have.
+const SENDS: u32 = 4;
+/// Places in all.
+pub const PLACES: u32 = 2 * SENDS;
+
+/// A hook in a system call.
+pub trait Hook: EbpfContext {
+    /// The registers of user space.
+    fn registers(&self) -> *const u64;
+
+    /// Where what the program needs beside its stack lies.
+    fn place(&self) -> u32;
+
+    /// The programs that continue it.
+    fn walks(&self) -> &'static ProgramArray;
+
+    /// The first three arguments.
+    #[inline(always)]
+    fn arguments(&self) -> [u64; 3] {
+        // SAFETY: they are the kernel's own, whose type the verifier knows.
+        unsafe { regs::arguments(self.registers()) }
+    }
+
+    /// Continues with the program of [`agent_common::abi::walks`] that has this number, if it is there.
+    #[inline(always)]
+    fn go_on(&self, number: u32)
+    where
+        Self: Sized,
+    {
+        // SAFETY: the program there is of the same type and reads the same context. It returns only where there is none,
+        // or after 33 calls.
+        unsafe { self.walks().tail_call(self, number) };
+    }
+}
+
+/// A hook at its exit.
+pub trait Exit: Hook {
+    /// What it returned.
+    fn returned(&self) -> i64;
+}
+
+impl Hook for TracePointContext {
+    #[inline(always)]
+    fn registers(&self) -> *const u64 {
+        // SAFETY: both helpers return valid pointers in task context, never null for the current task.
+        unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 }
+    }
+
+    #[inline(always)]
+    fn place(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn walks(&self) -> &'static ProgramArray {
+        &WALKS
+    }
+}
+
+impl Exit for TracePointContext {
+    /// `long ret` lies at 16 in the record, on every architecture (the agent checks it against the kernel's `format` file before it
+    /// attaches).
+    #[inline(always)]
+    fn returned(&self) -> i64 {
+        // SAFETY: the record of a `sys_exit_*` tracepoint is 24 bytes long; the verifier checks the access.
+        unsafe { self.as_ptr().cast::<i64>().add(2).read() }
+    }
+}
+
+/// A function of `fs/read_write.c`.
+pub struct Files<C>(pub C);
+
+/// A function of `net/socket.c`.
+pub struct Sockets<C>(pub C);
+
+/// The only argument of the function of a system call.
+#[inline(always)]
+fn argument(ctx: &impl EbpfContext) -> *const u64 {
+    // SAFETY: the context is an array of the function's arguments; the verifier checks the access.
+    unsafe { ctx.as_ptr().cast::<*const u64>().read() }
+}
+
+macro_rules! function {
+    ($($of:ident $context:ident $array:ident $first:expr;)*) => {$(
+        impl EbpfContext for $of<$context> {
+            #[inline(always)]
+            fn as_ptr(&self) -> *mut core::ffi::c_void {
+                self.0.as_ptr()
+            }
+        }
+
+        impl Hook for $of<$context> {
+            #[inline(always)]
+            fn registers(&self) -> *const u64 {
+                argument(self)
+            }
+
+            #[inline(always)]
+            fn place(&self) -> u32 {
+                // SAFETY: as in `arguments`.
+                $first + unsafe { regs::send(self.registers()) }
+            }
+
+            #[inline(always)]
+            fn walks(&self) -> &'static ProgramArray {
+                &$array
+            }
+        }
+    )*};
+}
+
+function! {
+    Files FExitContext WALKS_FEXIT 0;
+    Sockets FExitContext WALKS_FEXIT_NET 0;
+    Files FEntryContext WALKS_FENTRY SENDS;
+    Sockets FEntryContext WALKS_FENTRY_NET SENDS;
+}
+
+/// What a function returned stands behind its arguments, of which there is one. (The helper that gives it is 5.17.)
+#[inline(always)]
+fn returned(ctx: &impl EbpfContext) -> i64 {
+    // SAFETY: the context of the exit is that long; the verifier checks the access.
+    unsafe { ctx.as_ptr().cast::<i64>().add(1).read() }
+}
+
+impl Exit for Files<FExitContext> {
+    #[inline(always)]
+    fn returned(&self) -> i64 {
+        returned(self)
+    }
+}
+
+impl Exit for Sockets<FExitContext> {
+    #[inline(always)]
+    fn returned(&self) -> i64 {
+        returned(self)
+    }
+}
+
+/// A program that others continue in, for each kind of hook.
+macro_rules! walks {
+    (exit $($tracepoint:ident $files:ident $sockets:ident $body:ident;)*) => {$(
+        #[aya_ebpf::macros::tracepoint]
+        pub fn $tracepoint(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
+            $body(&ctx)
+        }
+
+        #[aya_ebpf::macros::fexit]
+        pub fn $files(ctx: aya_ebpf::programs::FExitContext) -> u32 {
+            $body(&crate::hook::Files(ctx))
+        }
+
+        #[aya_ebpf::macros::fexit]
+        pub fn $sockets(ctx: aya_ebpf::programs::FExitContext) -> u32 {
+            $body(&crate::hook::Sockets(ctx))
+        }
+    )*};
+    (entry $($tracepoint:ident $files:ident $sockets:ident $body:ident;)*) => {$(
+        #[aya_ebpf::macros::tracepoint]
+        pub fn $tracepoint(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
+            $body(&ctx)
+        }
+
+        #[aya_ebpf::macros::fentry]
+        pub fn $files(ctx: aya_ebpf::programs::FEntryContext) -> u32 {
+            $body(&crate::hook::Files(ctx))
+        }
+
+        #[aya_ebpf::macros::fentry]
+        pub fn $sockets(ctx: aya_ebpf::programs::FEntryContext) -> u32 {
+            $body(&crate::hook::Sockets(ctx))
+        }
+    )*};
+}
+pub(crate) use walks;

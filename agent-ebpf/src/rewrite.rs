@@ -1,0 +1,554 @@
+//! `rewrite`: overwrites the path of a call that is to be rejected in the sender's own buffer, before the kernel copies it, and
+//! puts it back when the system call is over.
+//!
+//! `edit_write`, `edit_writev`, `edit_sendto`, `edit_sendmsg` at the entries of the send system calls go on in `edit_walk`, which walks
+//! the send on a copy of the connection's state. At the exit the tap goes on in `mend`, which puts the bytes back, and where
+//! there were any, in `replay`: what was really sent is walked again, on the state itself.
+//!
+//! They write to the memory of processes (`bpf_probe_write_user`): CAP_SYS_ADMIN, and no lockdown. Only what goes to a descriptor that
+//! the process has connected is overwritten, never what goes to a file.
+
+use agent_common::abi::{ConnKey, FOREIGN, Failure, Target, Tracked, verdict, walks};
+use agent_common::h2::edit::{self, Edit, Named, Placed};
+use agent_common::h2::journal::{Journal, Original, PIECES, spelling_of};
+use agent_common::h2::substitute::{INDEX, Substitute};
+use agent_common::h2::track::{self, Begin, status};
+use agent_common::h2::walk::{Outcome, Source};
+use agent_common::vol::{Vol, masked, positive};
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::generated::{bpf_probe_read_user, bpf_probe_write_user};
+use aya_ebpf::macros::{fentry, tracepoint};
+use aya_ebpf::programs::{FEntryContext, TracePointContext};
+
+use crate::hook::{Exit, Files, Hook, Sockets, walks};
+use crate::maps::{
+    CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
+    closing, failed, leased,
+};
+use crate::source::Scratch;
+use crate::tap::{self, DONE, FAULT, FOLLOW, JOIN, MORE, NOT_BEGUN, Shape, UNREADABLE};
+
+/// Steps that one run of a walk makes; a watched path that something is done for ends it too. (What is done for it stands before the
+/// steps, not in them: the verifier would walk it once a step.)
+const STEPS: u32 = 20;
+/// More than one system call sends (`MAX_RW_COUNT`).
+const ALL: u32 = 0x7fff_ffff;
+
+/// What was overwritten in a send.
+#[repr(C)]
+pub struct Edits {
+    /// The target's generation: another program's memory is another.
+    generation: u64,
+    /// Not 0: the exit of that send was skipped, and this is another one.
+    stale: Vol<u64>,
+    journal: Journal,
+}
+
+/// The two programs of a send, of which one is attached.
+macro_rules! sends {
+    ($($tracepoint:ident $fentry:ident $of:ident $shape:ident;)*) => {$(
+        #[tracepoint]
+        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
+            entered(&ctx, Shape::$shape)
+        }
+
+        #[fentry]
+        pub fn $fentry(ctx: FEntryContext) -> u32 {
+            entered(&$of(ctx), Shape::$shape)
+        }
+    )*};
+}
+
+sends! {
+    edit_write edit_write_fentry Files Buffer;
+    edit_writev edit_writev_fentry Files Vector;
+    edit_sendto edit_sendto_fentry Sockets Buffer;
+    edit_sendmsg edit_sendmsg_fentry Sockets Message;
+}
+
+/// The entry of a send.
+#[inline(always)]
+fn entered(ctx: &impl Hook, shape: Shape) -> u32 {
+    let thread = bpf_get_current_pid_tgid();
+    let tgid = (thread >> 32) as u32;
+    let Some(target) = TARGETS.get_ptr(tgid) else {
+        return 0;
+    };
+    // SAFETY: it is a map value.
+    let target: &Target = unsafe { &*target };
+    if let Some(edits) = EDITS.get_ptr(thread) {
+        // SAFETY: it is a map value. The exit of this send will put those bytes back, if they are still there.
+        unsafe { (*edits).stale.set(1) };
+        return 0;
+    }
+    let [fd, address, count] = ctx.arguments();
+    let key = ConnKey {
+        tgid,
+        fd: fd as u32,
+    };
+    // SAFETY: it is a map value.
+    let tracked = CONNECTIONS.get_ptr(key).map(|t| unsafe { &*t });
+    let tracked =
+        tracked.filter(|t| t.epoch == target.epoch && t.conn.status.get() == status::SYNCED);
+    let begun = tracked.is_some_and(|t| t.conn.is_substituted());
+    if !begun && (target.verdict != verdict::REJECTED || !leased()) {
+        return 0;
+    }
+    // SAFETY: it is a map value.
+    if SOCKETS.get_ptr(key).is_none_or(|epoch| unsafe { *epoch } != target.epoch)
+        // SAFETY: as above.
+        || OBSTACLES.get_ptr(key).is_some_and(|note| unsafe { *note } == FOREIGN)
+    {
+        return 0;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(ctx.place()) else {
+        return 0;
+    };
+    // SAFETY: it is a map value that nobody else has meanwhile.
+    unsafe {
+        (*scratch).key = key;
+        (*scratch).tracked.epoch = target.epoch;
+    }
+    // SAFETY: as above; from here on the scratch is only read and written through its cells.
+    let s = unsafe { &*scratch };
+    s.verdict.set(target.verdict);
+    match shape {
+        Shape::Buffer => s.buffer(
+            address,
+            if count > ALL as u64 {
+                ALL
+            } else {
+                count as u32
+            },
+        ),
+        _ => {
+            let Ok((iovecs, count)) = shape.vector(address, count) else {
+                return 0;
+            };
+            s.buffers(iovecs, count, ALL);
+        }
+    }
+    match tracked {
+        Some(tracked) => {
+            s.tracked.conn.copy_from(&tracked.conn);
+            s.begun.set(FOLLOW);
+        }
+        None if closing() => return 0,
+        None => s.begun.set(NOT_BEGUN),
+    }
+    s.running.set(0);
+    s.segments.forget();
+    ctx.go_on(walks::EDIT);
+    0
+}
+
+walks! {
+    entry
+    edit_walk edit_walk_fentry edit_walk_fentry_net edits;
+}
+
+walks! {
+    exit
+    mend mend_fexit mend_fexit_net mended;
+    replay replay_fexit replay_fexit_net replayed;
+}
+
+/// Walks what is about to be sent, and overwrites what is to be rejected.
+#[inline(always)]
+fn edits(ctx: &impl Hook) -> u32 {
+    let Some(s) = tap::scratch(ctx) else {
+        return 0;
+    };
+    let c = &s.tracked.conn;
+    if s.running.get() == 0 {
+        s.running.set(1);
+        if !begin(s) {
+            return 0;
+        }
+    }
+    if s.segments.found() {
+        let Some(journal) = journal(s) else {
+            return 0;
+        };
+        edit::apply(c, &Editing { s, journal }, &s.segments);
+        if let Some(why) = s.segments.failure() {
+            journal.fail(why);
+        }
+    }
+    let ended = steps(s, |_| s.segments.found());
+    if ended == MORE {
+        ctx.go_on(walks::EDIT);
+    }
+    if ended != DONE
+        && let Some(journal) = journal(s)
+    {
+        journal.fail(match ended {
+            MORE => Failure::TooMany,
+            UNREADABLE => Failure::Unwritable,
+            _ => Failure::Lost,
+        });
+    }
+    0
+}
+
+/// Stands before the send. `false`: nothing of it can be rejected.
+#[inline(always)]
+fn begin(s: &Scratch) -> bool {
+    let c = &s.tracked.conn;
+    let follows = s.begun.get() == FOLLOW;
+    if !follows {
+        c.status.set(status::NEW);
+        c.restart();
+    }
+    if s.first_buffer().is_err() {
+        return false;
+    }
+    match track::begin(c, s, s.left.get() + s.behind.get()) {
+        Begin::Fresh => true,
+        Begin::Follow => follows,
+        _ => false,
+    }
+}
+
+/// This send's journal, made if need be.
+#[inline(always)]
+fn journal(s: &Scratch) -> Option<&Journal> {
+    let thread = bpf_get_current_pid_tgid();
+    if EDITS.get_ptr(thread).is_none() {
+        let target = TARGETS.get_ptr(s.key.tgid)?;
+        EDITS.insert(thread, NO_EDITS.get(0)?, 0).ok()?;
+        let edits = EDITS.get_ptr_mut(thread)?;
+        // SAFETY: both are map values, and only this thread uses this one.
+        unsafe { (*edits).generation = (*target).generation };
+    }
+    // SAFETY: as above; from here on it is written through cells.
+    EDITS
+        .get_ptr(thread)
+        .map(|edits| unsafe { &(*edits).journal })
+}
+
+/// Passes up to [`STEPS`] tokens, or fewer where `after` one says so.
+#[inline(always)]
+fn steps(s: &Scratch, after: impl Fn(Outcome) -> bool) -> u32 {
+    let c = &s.tracked.conn;
+    let Some(paths) = PATHS.get_ptr(0) else {
+        return UNREADABLE;
+    };
+    // SAFETY: it is a map value that the agent wrote before it attached anything.
+    let paths = unsafe { &*paths };
+    for _ in 0..STEPS {
+        if s.left.get() == 0 {
+            if s.buffers.get() == 0 || s.behind.get() == 0 {
+                return DONE;
+            }
+            if s.next_buffer().is_err() {
+                return UNREADABLE;
+            }
+            continue;
+        }
+        let outcome = edit::step(c, &Sent(s), &s.segments, paths, false);
+        if after(outcome) {
+            return MORE;
+        }
+        match outcome {
+            Outcome::Continue | Outcome::Request => {}
+            Outcome::Starved => {
+                if s.fill().is_err() {
+                    return UNREADABLE;
+                }
+            }
+            Outcome::Fault(fault) => return FAULT + fault as u32,
+        }
+    }
+    MORE
+}
+
+/// The exit of a send: puts back what was overwritten.
+#[inline(always)]
+fn mended(ctx: &impl Exit) -> u32 {
+    let Some(s) = tap::scratch(ctx) else {
+        return 0;
+    };
+    let thread = bpf_get_current_pid_tgid();
+    let Some(edits) = EDITS.get_ptr(thread) else {
+        return tap::go(ctx, s, walks::FOLLOW);
+    };
+    // SAFETY: it is a map value that only this thread uses, and written through cells.
+    let edits = unsafe { &*edits };
+    if !is_of(edits, s) {
+        // What another program of this process left.
+        let _ = EDITS.remove(thread);
+        return tap::go(ctx, s, walks::FOLLOW);
+    }
+    restore(s, &edits.journal);
+    if let Some(why) = edits.journal.failure() {
+        s.failure.set(why as u32 + 1);
+    }
+    if s.total.get() as i64 <= 0 || edits.stale.get() != 0 {
+        let _ = EDITS.remove(thread);
+        return tap::go(ctx, s, walks::FOLLOW);
+    }
+    s.segments.forget();
+    tap::go(ctx, s, walks::REPLAY)
+}
+
+/// Whether these are of the program that runs.
+#[inline(always)]
+fn is_of(edits: &Edits, s: &Scratch) -> bool {
+    // SAFETY: it is a map value.
+    TARGETS
+        .get_ptr(s.key.tgid)
+        .is_some_and(|target| unsafe { (*target).generation } == edits.generation)
+}
+
+/// Puts the sender's bytes back, where they are still what was written.
+#[inline(always)]
+fn restore(s: &Scratch, journal: &Journal) {
+    let mut i = 0;
+    while i < PIECES as u32 {
+        // Masked, so that the two limits stay two: the smaller one alone says nothing to 6.1's verifier.
+        if masked(i, 2 * PIECES as u32 - 1) >= journal.written() {
+            break;
+        }
+        if put_back(s, journal, i).is_err() {
+            failed(Failure::NotRestored, 1);
+        }
+        i += 1;
+    }
+}
+
+#[inline(always)]
+fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
+    let (place, original) = journal.original(i);
+    match original {
+        Original::Octet(octet) => {
+            read(place, s.window(), 1)?;
+            if s.octet(0) != INDEX {
+                return Err(());
+            }
+            write(place, [octet].as_ptr(), 1)
+        }
+        Original::Spelling { id, from, end } => {
+            let (number, coding) = spelling_of(id);
+            let substitute = substitute_of(number).ok_or(())?;
+            let spelling = &substitute.spellings[coding];
+            let from = masked(from, 127);
+            let len = positive(end.wrapping_sub(from), 127);
+            read(place, s.window(), len)?;
+            let mut at = 0;
+            while at < 128 {
+                if masked(at, 255) >= len {
+                    break;
+                }
+                // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
+                let written = unsafe { *spelling.substitute.as_ptr().add((from + at) as usize) };
+                if s.octet(at) != written {
+                    return Err(());
+                }
+                at += 1;
+            }
+            // SAFETY: as above.
+            let watched = unsafe { spelling.watched.as_ptr().add(from as usize) };
+            write(place, watched, len)
+        }
+    }
+}
+
+/// Walks what was sent of a send in which something was rejected.
+#[inline(always)]
+fn replayed(ctx: &impl Exit) -> u32 {
+    let Some(s) = tap::scratch(ctx) else {
+        return 0;
+    };
+    let thread = bpf_get_current_pid_tgid();
+    let Some(edits) = EDITS.get_ptr(thread) else {
+        return 0;
+    };
+    // SAFETY: as in `mended`.
+    let journal = unsafe { &(*edits).journal };
+    let c = &s.tracked.conn;
+    if s.begun.get() == NOT_BEGUN && !resume(s) {
+        let _ = EDITS.remove(thread);
+        return tap::open(ctx);
+    }
+    if s.segments.found() {
+        journal.replay(c, &s.segments);
+    }
+    if s.pending.get() != 0 {
+        s.pending.set(0);
+        s.note(c.path.get());
+    }
+    let ended = steps(s, |outcome| {
+        let stops = s.segments.found() && journal.expects();
+        if outcome == Outcome::Request {
+            if stops {
+                s.pending.set(1);
+            } else {
+                s.note(c.path.get());
+            }
+        }
+        stops
+    });
+    if ended == MORE {
+        ctx.go_on(walks::REPLAY);
+    }
+    if ended == DONE
+        && let Some(number) = journal.cut_path(c, &s.segments)
+    {
+        journal.cut(c, &s.segments, substitute_of(number));
+    }
+    let _ = EDITS.remove(thread);
+    if s.begun.get() != FOLLOW {
+        tap::end(s, ended);
+        return 0;
+    }
+    // SAFETY: it is a map value.
+    let Some(tracked) = CONNECTIONS.get_ptr(s.key).map(|t| unsafe { &*t }) else {
+        return 0;
+    };
+    tracked.conn.copy_from(c);
+    s.gated.set(0);
+    tap::flush(s);
+    tap::latched(s, tracked, c);
+    tap::followed(s, tracked, ended);
+    0
+}
+
+/// Begins a replay where the entry began. `false`: it is none of a connection that is followed.
+#[inline(always)]
+fn resume(s: &Scratch) -> bool {
+    // SAFETY: it is a map value.
+    let tracked: Option<&Tracked> = CONNECTIONS.get_ptr(s.key).map(|t| unsafe { &*t });
+    if let Some(tracked) = tracked
+        && tracked.epoch == s.tracked.epoch
+        && tracked.conn.status.get() == status::SYNCED
+    {
+        s.tracked.conn.copy_from(&tracked.conn);
+        if !s.tracked.conn.at_border() || s.first_buffer().is_ok() && !s.may_be_preface() {
+            s.begun.set(FOLLOW);
+            return true;
+        }
+    }
+    tap::begin(s) && s.begun.get() != JOIN
+}
+
+#[inline(always)]
+fn substitute_of<'a>(number: u32) -> Option<&'a Substitute> {
+    // SAFETY: it is a map value that the agent wrote before it attached anything.
+    SUBSTITUTES.get_ptr(number).map(|s| unsafe { &*s })
+}
+
+/// Reads `len` octets, 1 to 128, of the process's memory.
+#[inline(always)]
+fn read(place: u64, to: *mut u8, len: u32) -> Result<(), ()> {
+    // SAFETY: `to` leads to at least 128 octets; the helper checks the source itself.
+    let failed = unsafe { bpf_probe_read_user(to.cast(), len, place as *const _) };
+    if failed == 0 { Ok(()) } else { Err(()) }
+}
+
+/// Writes `len` octets, 1 to 128, to the process's memory.
+#[inline(always)]
+fn write(place: u64, from: *const u8, len: u32) -> Result<(), ()> {
+    // SAFETY: `from` leads to at least `len` octets; the helper checks the destination itself.
+    let failed = unsafe { bpf_probe_write_user(place as *mut _, from.cast(), len) };
+    if failed == 0 { Ok(()) } else { Err(()) }
+}
+
+/// A send as the enforcer walks it.
+struct Sent<'a>(&'a Scratch);
+
+impl Source for Sent<'_> {
+    const RUN: u32 = 1;
+
+    #[inline(always)]
+    fn left(&self) -> u32 {
+        Source::left(self.0)
+    }
+
+    #[inline(always)]
+    fn ready(&self) -> u32 {
+        self.0.ready()
+    }
+
+    #[inline(always)]
+    fn peek(&self, at: u32) -> u8 {
+        self.0.peek(at)
+    }
+
+    #[inline(always)]
+    fn pass(&self, n: u32) {
+        self.0.pass(n);
+    }
+}
+
+impl Placed for Sent<'_> {
+    #[inline(always)]
+    fn place(&self) -> u64 {
+        self.0.at.get()
+    }
+}
+
+/// Overwrites what is about to be sent, and writes it down.
+struct Editing<'a> {
+    s: &'a Scratch,
+    journal: &'a Journal,
+}
+
+impl Edit for Editing<'_> {
+    #[inline(always)]
+    fn substitute(&self, number: u32) -> Option<&Substitute> {
+        substitute_of(number)
+    }
+
+    /// What was begun must be ended, whatever the policy says by now.
+    #[inline(always)]
+    fn reject(&self, _: u64, begun: bool) -> bool {
+        if !begun && (self.s.verdict.get() != verdict::REJECTED || !leased()) {
+            return false;
+        }
+        match self.journal.begin() {
+            Ok(()) => true,
+            Err(why) => {
+                self.journal.fail(why);
+                false
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn literal(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> Result<(), Failure> {
+        self.journal.piece(place, s.id, from, end)?;
+        let from = masked(from, 127);
+        let len = positive(end.wrapping_sub(from), 127);
+        // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
+        let bytes = unsafe { s.spelling.substitute.as_ptr().add(from as usize) };
+        write(place, bytes, len).map_err(|()| Failure::Unwritable)
+    }
+
+    #[inline(always)]
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
+        let from = masked(from, 127);
+        let len = positive(end.wrapping_sub(from), 127);
+        // SAFETY: as above.
+        let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
+        if write(place, bytes, len).is_ok() {
+            self.journal.undone();
+        }
+    }
+
+    #[inline(always)]
+    fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
+        let mut original = [0u8];
+        read(place, original.as_mut_ptr(), 1).map_err(|()| Failure::Unwritable)?;
+        self.journal.index(place, original[0])?;
+        write(place, [octet].as_ptr(), 1).map_err(|()| {
+            self.journal.undone();
+            Failure::Unwritable
+        })
+    }
+
+    #[inline(always)]
+    fn rejected(&self, place: u64, id: u32) {
+        self.journal.rejected(place, id);
+    }
+}

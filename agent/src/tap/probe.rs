@@ -1,0 +1,132 @@
+//! Which programs this kernel takes: tried, not guessed.
+
+use super::hooks::{
+    EDITS, FIRST_FUNCTION, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
+};
+use super::load::{Object, verified};
+use crate::host::{Outcome, ProbeResult, ProgramProbe};
+
+/// Whether programs can hang on functions here, and why not. Nothing stays attached.
+pub fn functions() -> Result<(), String> {
+    let mut object = Object::load().map_err(|e| e.to_string())?;
+    object.attach_for_a_trial(&FIRST_FUNCTION)
+}
+
+/// Whether programs may write to the memory of processes here, and why not.
+pub fn writes() -> Result<(), String> {
+    let mut object = Object::load().map_err(|e| e.to_string())?;
+    object.program_loaded(REWRITES[0].program, "").map(drop)
+}
+
+/// Loads every program for a trial; for `pendguard doctor`. Nothing is attached, and all of it is gone afterwards.
+pub fn all() -> ProbeResult {
+    let mut object = match Object::load() {
+        Ok(object) => object,
+        Err(error) => {
+            return ProbeResult {
+                outcome: Outcome::NotSupported,
+                detail: error.to_string(),
+                programs: Vec::new(),
+            };
+        }
+    };
+    let mut programs = Vec::new();
+    for kind in [Kind::Tracepoint, Kind::Fentry] {
+        for walk in WALKS.iter().chain(&REWRITES) {
+            for one in walk.instances(kind) {
+                let place = one.place.to_owned();
+                programs.push(trial(
+                    &mut object,
+                    walk.program,
+                    &one.name,
+                    &one.function,
+                    place,
+                ));
+            }
+        }
+        let hooks = HOOKS.iter().chain(&EDITS);
+        let hooks =
+            hooks.filter(|hook| kind == Kind::Tracepoint || hook.on_function(kind).is_some());
+        programs.extend(hooks.map(|hook| trial_of_hook(&mut object, hook, kind)));
+    }
+    programs.extend(
+        HOLDS
+            .iter()
+            .map(|hook| trial_of_hook(&mut object, hook, Kind::Tracepoint)),
+    );
+    for name in [GATE, GATE_WALK.1] {
+        programs.push(trial(
+            &mut object,
+            name,
+            name,
+            "",
+            "sk_skb/stream_verdict".to_owned(),
+        ));
+    }
+    let loads = |program: &&ProgramProbe| program.outcome == Outcome::Supported;
+    // Audit's, with tracepoints.
+    let needed = |program: &&ProgramProbe| {
+        WALKS
+            .iter()
+            .any(|walk| walk.program == program.name && program.hook.is_empty())
+            || HOOKS
+                .iter()
+                .any(|hook| hook.required && program.hook == hook.place(Kind::Tracepoint))
+    };
+    let (outcome, detail) = match programs
+        .iter()
+        .find(|program| needed(program) && !loads(program))
+    {
+        Some(program) => (
+            Outcome::NotSupported,
+            format!("the kernel refuses {}, which is needed", program.name),
+        ),
+        None => (
+            Outcome::Supported,
+            format!(
+                "the kernel takes {} of {} programs",
+                programs.iter().filter(loads).count(),
+                programs.len()
+            ),
+        ),
+    };
+    ProbeResult {
+        outcome,
+        detail,
+        programs,
+    }
+}
+
+fn trial_of_hook(object: &mut Object, hook: &Hook, kind: Kind) -> ProgramProbe {
+    let function = hook.on_function(kind).unwrap_or_default();
+    trial(
+        object,
+        hook.program,
+        &hook.variant(kind),
+        &function,
+        hook.place(kind),
+    )
+}
+
+fn trial(
+    object: &mut Object,
+    name: &'static str,
+    variant: &str,
+    function: &str,
+    hook: String,
+) -> ProgramProbe {
+    let loaded = object
+        .program_loaded(variant, function)
+        .map(|(_, info)| verified(info));
+    let (outcome, verified_instructions, detail) = match loaded {
+        Ok(verified) => (Outcome::Supported, verified, String::new()),
+        Err(reason) => (Outcome::NotSupported, None, reason),
+    };
+    ProgramProbe {
+        name,
+        hook,
+        outcome,
+        detail,
+        verified_instructions,
+    }
+}
