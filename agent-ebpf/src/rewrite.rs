@@ -179,14 +179,17 @@ fn edits(ctx: &impl Hook) -> u32 {
     if ended == MORE {
         ctx.go_on(walks::EDIT);
     }
-    if ended != DONE
-        && let Some(journal) = journal(s)
-    {
-        journal.fail(match ended {
-            MORE => Failure::TooMany,
-            UNREADABLE => Failure::Unwritable,
-            _ => Failure::Lost,
-        });
+    if ended == DONE && !c.is_substituted() {
+        return 0;
+    }
+    let Some(journal) = journal(s) else {
+        return 0;
+    };
+    match ended {
+        DONE => edit::finish(c, &Editing { s, journal }, &s.segments),
+        MORE => journal.fail(Failure::TooMany),
+        UNREADABLE => journal.fail(Failure::Unwritable),
+        _ => journal.fail(Failure::Lost),
     }
     0
 }

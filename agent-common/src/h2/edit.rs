@@ -5,7 +5,7 @@
 //! substitute from then on, and the connection is *latched*: later calls by that index are rejected by the server
 //! itself. An index of one octet that names an entry from before becomes `:path: /`.
 
-use super::journal::id_of;
+use super::journal::{id_of, spelling_of};
 use super::paths::Paths;
 use super::substitute::{INDEX, Spelling, Substitute};
 use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
@@ -235,6 +235,30 @@ pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
     }
 }
 
+/// Behind the last step of a send that is walked before it is sent: where it ends within a path of which a part was sent substituted
+/// ([`Journal::cut`](super::journal::Journal::cut)), so are the octets of this send.
+#[inline(always)]
+pub fn finish<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
+    segments.failed.set(0);
+    if let Some(at) = c.unfinished()
+        && c.is_substituted()
+        && segments.begun()
+    {
+        let id = c.substituted_by();
+        let (number, coding) = spelling_of(id);
+        let result = match s.substitute(number) {
+            Some(substitute) => {
+                let spelling = &substitute.spellings[coding];
+                overwrite(s, segments, Named { id, spelling }, at)
+            }
+            None => Err(Failure::NoSubstitute),
+        };
+        if let Err(why) = result {
+            segments.fail(why);
+        }
+    }
+}
+
 /// Overwrites the literal that was just passed.
 #[inline(always)]
 fn substitute<S: Edit>(
@@ -248,17 +272,30 @@ fn substitute<S: Edit>(
         return Err(Failure::NoSubstitute);
     };
     let spelling = &substitute.spellings[c.was_huffman() as usize];
-    let named = Named {
-        id: id_of(number, c.was_huffman()),
-        spelling,
-    };
+    let id = id_of(number, c.was_huffman());
     if spelling.len == 0 {
         return Err(Failure::NoSubstitute);
     }
-    let n = segments.count.get();
-    if n > SEGMENTS as u32 || segments.from[0].get() > spelling.first && !begun {
+    if segments.from[0].get() > spelling.first && !begun {
         return Err(Failure::Split);
     }
+    overwrite(s, segments, Named { id, spelling }, spelling.len)?;
+    Ok(id)
+}
+
+/// Overwrites the octets that lie in this send, of which the last one is the path's `end`th.
+#[inline(always)]
+fn overwrite<S: Edit>(
+    s: &S,
+    segments: &Segments,
+    named: Named<'_>,
+    end: u32,
+) -> Result<(), Failure> {
+    let n = segments.count.get();
+    if n > SEGMENTS as u32 {
+        return Err(Failure::Split);
+    }
+    let piece = |i: usize| piece(segments, named.spelling, i, n, end);
     let mut i = 0;
     let mut result = Ok(());
     while i < SEGMENTS {
@@ -266,7 +303,7 @@ fn substitute<S: Edit>(
         if masked(i as u32, 7) >= n {
             break;
         }
-        if let Some((place, from, end)) = piece(segments, spelling, i, n)
+        if let Some((place, from, end)) = piece(i)
             && let Err(why) = s.literal(place, named, from, end)
         {
             result = Err(why);
@@ -281,24 +318,30 @@ fn substitute<S: Edit>(
             if k > i || masked(k as u32, 7) >= n {
                 break;
             }
-            if let Some((place, from, end)) = piece(segments, spelling, k, n) {
+            if let Some((place, from, end)) = piece(k) {
                 s.undo(place, named, from, end);
             }
             k += 1;
         }
     }
-    result.map(|()| named.id)
+    result
 }
 
-/// What piece `i` of `n` holds of the octets that differ: where, from which on, and up to which.
+/// What piece `i` of `n` holds of the octets that differ, before the `last`: where, from which on, and up to which.
 #[inline(always)]
-fn piece(segments: &Segments, spelling: &Spelling, i: usize, n: u32) -> Option<(u64, u32, u32)> {
+fn piece(
+    segments: &Segments,
+    spelling: &Spelling,
+    i: usize,
+    n: u32,
+    last: u32,
+) -> Option<(u64, u32, u32)> {
     let at = masked(i as u32, SEGMENTS as u32 - 1) as usize;
     let begin = segments.from[at].get();
     let behind = if i as u32 + 1 < n {
         segments.from[masked(i as u32 + 1, SEGMENTS as u32 - 1) as usize].get()
     } else {
-        spelling.len
+        last
     };
     let from = if begin > spelling.first {
         begin

@@ -213,7 +213,7 @@ impl Journal {
         if let Some(substitute) = substitute
             && at > substitute.spellings[coding].first
         {
-            c.set_substituted();
+            c.set_substituted(call.id.get());
         }
     }
 
@@ -228,7 +228,7 @@ impl Journal {
     #[inline(always)]
     fn current(&self, c: &Conn, segments: &Segments) -> Option<(&Call, u32)> {
         let n = self.replayed.get();
-        let at = c.in_candidate()?;
+        let at = c.unfinished()?;
         let call = &self.calls[masked(n, CALLS as u32 - 1) as usize];
         let is = n < self.called.get()
             && segments.begun()

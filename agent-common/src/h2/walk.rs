@@ -175,8 +175,8 @@ pub struct Conn {
     latched: Vol<u32>,
     /// Insertions into the dynamic table since it is known.
     inserted: Vol<u32>,
-    /// Fills up.
-    reserved: Vol<u32>,
+    /// What the string in progress is substituted with ([`super::journal::id_of`]), where [`SUBSTITUTED`] is set.
+    substitute: Vol<u32>,
     /// What the last [`RING`] insertions were.
     ring: [Vol<u8>; RING],
 }
@@ -229,8 +229,17 @@ impl Conn {
     /// Where in the value of a `:path` that may still be a watched one the next octet stands.
     #[inline(always)]
     pub(super) fn in_candidate(&self) -> Option<u32> {
-        if self.phase.get() == phase::BLOCK
-            && self.field.get() == field::BODY
+        if self.phase.get() == phase::BLOCK {
+            self.unfinished()
+        } else {
+            None
+        }
+    }
+
+    /// The same, also where the next octet is one of a frame's header: the value may go on in a CONTINUATION.
+    #[inline(always)]
+    pub(super) fn unfinished(&self) -> Option<u32> {
+        if self.field.get() == field::BODY
             && self.role.get() & (NAME_IS_PATH | IN_NAME) == NAME_IS_PATH
             && self.mask.get() != 0
         {
@@ -258,10 +267,17 @@ impl Conn {
         self.role.get() & SUBSTITUTED != 0
     }
 
-    /// Notes that the part of the string that was sent so far was substituted.
+    /// Notes that the part of the string that was sent so far was substituted, by that spelling.
     #[inline(always)]
-    pub fn set_substituted(&self) {
+    pub(super) fn set_substituted(&self, id: u32) {
         self.role.set(self.role.get() | SUBSTITUTED);
+        self.substitute.set(id);
+    }
+
+    /// The spelling that the string in progress is substituted by.
+    #[inline(always)]
+    pub(super) fn substituted_by(&self) -> u32 {
+        self.substitute.get()
     }
 
     /// Whether the server's dynamic table has had a substitute in it.
