@@ -17,9 +17,11 @@ import threading
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PENDING = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d86af")  # Huffman: /source.v1.Source/PendingFn
+BLOCKED = bytes.fromhex("6107b6c2157ee15f71edb08562ed072752c986af")  # Huffman: /source.v1.Source/BlockedFn
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 sockets = {}  # descriptor -> (socket, its peer's reader)
+sent = {}  # descriptor -> what was sent
 
 
 def frame(kind, flags, stream, payload):
@@ -33,11 +35,11 @@ def request(stream):
 
 
 class Reader(threading.Thread):
-    """Reads what arrives, as slowly as told, and counts it."""
+    """Reads what arrives, as slowly as told."""
 
     def __init__(self, peer, size):
         super().__init__(daemon=True)
-        self.peer, self.size, self.bytes = peer, size, 0
+        self.peer, self.size, self.data = peer, size, bytearray()
         self.start()
 
     def run(self):
@@ -48,12 +50,19 @@ class Reader(threading.Thread):
                 return
             if not data:
                 return
-            self.bytes += len(data)
+            self.data += data
 
 
 def connect(kind, buffer):
-    if kind == "unix":
+    if kind == "pair":
         ours, theirs = socket.socketpair()
+    elif kind == "unix":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("")  # a name that the kernel finds
+            server.listen()
+            ours = socket.socket(socket.AF_UNIX)
+            ours.connect(server.getsockname())
+            theirs = server.accept()[0]
     else:
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
@@ -63,20 +72,43 @@ def connect(kind, buffer):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     sockets[ours.fileno()] = (ours, Reader(theirs, buffer or 65536))
+    sent[ours.fileno()] = bytearray()
     return ours.fileno()
 
 
 def send(fd, call, pieces):
-    """One system call; returns how many bytes it took."""
+    """One system call; returns how many bytes it took. Whatever becomes of it, memory must be as it was."""
+    if call in ("write", "sendto"):
+        pieces = [b"".join(pieces)]
+    before = [bytes(bytearray(piece)) for piece in pieces]
+    try:
+        n = send_pieces(fd, call, pieces)
+    finally:
+        if any(piece != was for piece, was in zip(pieces, before)):
+            raise RuntimeError(f"memory has changed: {pieces} was {before}")
+    sent.setdefault(fd, bytearray()).extend(b"".join(before)[:n])
+    return n
+
+
+def send_pieces(fd, call, pieces):
     if call == "write":
-        return os.write(fd, b"".join(pieces))
+        return os.write(fd, pieces[0])
     if call == "writev":
         return os.writev(fd, pieces)
     if call == "sendto":
-        return sockets[fd][0].send(b"".join(pieces))
+        return sockets[fd][0].send(pieces[0])
     if call == "sendmsg":
         return sockets[fd][0].sendmsg(pieces)
     raise ValueError(call)
+
+
+def read_back(fd):
+    """How often the peer has read each path, and whether all else is what was sent; "-" while it reads."""
+    data = bytes(sockets[fd][1].data)
+    if len(data) != len(sent[fd]):
+        return "-"
+    intact = data.replace(BLOCKED, PENDING) == bytes(sent[fd])
+    return f"{data.count(PENDING)} {data.count(BLOCKED)} {int(intact)}"
 
 
 def cut(data, random_, most):
@@ -116,7 +148,7 @@ def pump(fd, call, first, count, seed):
 
 def execute(words):
     command, rest = words[0], words[1:]
-    if command == "connect":  # connect unix|tcp [BUFFER]
+    if command == "connect":  # connect unix|tcp|pair [BUFFER]
         return connect(rest[0], int(rest[1]) if len(rest) > 1 else 0)
     if command == "send":  # send FD CALL HEX...
         return send(int(rest[0]), rest[1], [bytes.fromhex(piece) for piece in rest[2:]])
@@ -139,7 +171,9 @@ def execute(words):
         os.write(fd, frame(9, 4, 99, b""))
         return sent
     if command == "received":  # received FD: bytes that the peer read so far
-        return sockets[int(rest[0])][1].bytes
+        return len(sockets[int(rest[0])][1].data)
+    if command == "read":  # read FD: `read_back`
+        return read_back(int(rest[0]))
     if command == "close":
         fd = int(rest[0])
         os.close(fd)

@@ -43,10 +43,11 @@ const SLOW: &str = "10";
 const LIMIT: u64 = 900;
 
 /// The privileged tests, in the order of the time that they take; others run when they are named.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 8] = [
     "fixtures",
     "agent",
     "sends",
+    "rewrite",
     "processes",
     "enforce",
     "peers",
@@ -54,14 +55,17 @@ const TESTS: [&str; 7] = [
 ];
 
 /// Those of them that reject calls: they run with every enforcer.
-const ENFORCING: [&str; 3] = ["enforce", "enforce_faults", "joins"];
+const ENFORCING: [&str; 3] = ["enforce", "enforce_faults", "rewrite"];
+/// Those of them that are about one enforcer.
+const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 
 /// What `cargo xtask test` runs of them: the programs load, count, reject and go, for every system call, and for clients that
 /// index paths and that don't.
-const CHECKED: [&str; 5] = [
+const CHECKED: [&str; 6] = [
     "fixtures",
     "agent",
     "sends",
+    "rewrite",
     "enforce::tonic_on_rust",
     "enforce::grpc_go_on_rust",
 ];
@@ -499,7 +503,11 @@ fn test_jobs(
             }
         }
         for (program, filter) in programs {
-            if ENFORCING.contains(&program.name.as_str()) == (variant.enforcer == NONE) {
+            let name = program.name.as_str();
+            let only = ONLY_WITH.iter().find(|(test, _)| *test == name);
+            if ENFORCING.contains(&name) == (variant.enforcer == NONE)
+                || only.is_some_and(|(_, enforcer)| *enforcer != variant.enforcer)
+            {
                 continue;
             }
             let mut arguments = vec!["--test-threads=1".to_owned()];

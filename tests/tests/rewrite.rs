@@ -1,0 +1,273 @@
+//! Rejection in the sender's buffer: what the source reads, what is counted, and the sender's own memory, which must be as it
+//! was behind every system call (`raw.py` looks each time).
+//!
+//! Where the kernel doesn't allow it (lockdown), it must be refused, and what is left be told.
+
+use anyhow::{Context as _, Result, ensure};
+use pendguard_tests::agent::{Agent, Pod, Scrape, binary};
+use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::raw::Raw;
+use pendguard_tests::scale::amount;
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
+use serde_json::Value;
+use tokio::process::Command;
+
+const CALLS: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
+const ENFORCE: [&str; 4] = ["--mode", "enforce", "--enforcer", "rewrite"];
+/// PendingFn as tonic sends it, up to its path, and the path.
+const HEAD: &str = "000018010400000001838604";
+const PATH: &str = "946107b6c2157ee15f71edb08563596a90d54d86af";
+/// Octets of a request before the first in which the paths differ.
+const SAME: usize = 12 + 1 + 13 - 1;
+
+fn request(stream: u32) -> String {
+    let mut hex = format!("{HEAD}{PATH}");
+    hex.replace_range(10..18, &format!("{stream:08x}"));
+    hex
+}
+
+/// Why `rewrite` is not possible here, if it isn't.
+async fn impossible() -> Result<Option<String>> {
+    let output = Command::new(binary()?)
+        .args(["doctor", "--json"])
+        .output()
+        .await?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let checks = report["checks"].as_array().context("checks")?;
+    let check = checks
+        .iter()
+        .find(|check| check["id"] == "rewrite_programs");
+    let check = check.context("the check of its programs")?;
+    Ok((check["outcome"] != "supported").then(|| check["detail"].to_string()))
+}
+
+/// A replica whose calls are to be rejected; `None` where the kernel doesn't allow it, which was told then.
+async fn replica(bpffs: &BpfFs) -> Result<Option<(Agent, Pod, Raw)>> {
+    if let Some(why) = impossible().await? {
+        let agent = Agent::spawn_at(&bpffs.pins(), &ENFORCE)?;
+        let (code, log) = agent.ended().await?;
+        ensure!(
+            code == Some(1) && log.contains("enforcer rewrite: the kernel refuses it"),
+            "{why}: {code:?}: {log}"
+        );
+        ensure!(!bpffs.pins().exists(), "it leaves nothing behind");
+        return Ok(None);
+    }
+    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+    ensure!(agent.status().await?["enforcer"] == "rewrite");
+    let pod = Pod::mono_vertex("rewrite", "1");
+    let raw = Raw::start(pod.numa()).await?;
+    wait_for("it is known", WAIT_LIMIT, async || {
+        let status = agent.status().await?;
+        let replicas = status["replicas"].as_array();
+        let known = replicas
+            .into_iter()
+            .flatten()
+            .any(|one| one["pod"] == pod.name);
+        Ok(known.then_some(()))
+    })
+    .await?;
+    Ok(Some((agent, pod, raw)))
+}
+
+/// What the peer has read: the path, its substitute; all else must be what was sent.
+async fn read(raw: &mut Raw, fd: &str) -> Result<[u64; 2]> {
+    let answer = wait_for("all is read", WAIT_LIMIT, async || {
+        let answer = raw.run(&format!("read {fd}")).await?;
+        Ok((answer != "-").then_some(answer))
+    })
+    .await?;
+    let words: Vec<u64> = answer
+        .split(' ')
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let [pending, blocked, intact] = words[..] else {
+        anyhow::bail!("{answer}");
+    };
+    ensure!(intact == 1, "something else has changed");
+    Ok([pending, blocked])
+}
+
+/// Calls that were admitted and rejected, and those of the former that could not be rejected because of how they were sent.
+fn counts(scrape: &Scrape, pod: &Pod) -> [u64; 3] {
+    let split = [("reason", "split")];
+    [
+        scrape.pending(&pod.name, "admitted"),
+        scrape.pending(&pod.name, "rejected"),
+        scrape
+            .sum("pendguard_enforcement_failures_total", &split)
+            .unwrap_or(0),
+    ]
+}
+
+#[tokio::test]
+async fn every_system_call_in_every_shape() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let Some((agent, pod, mut raw)) = replica(&bpffs).await? else {
+        return Ok(());
+    };
+    for kind in ["unix", "tcp"] {
+        for call in CALLS {
+            let before = counts(&agent.scrape().await?, &pod);
+            let fd = raw.connection(kind).await?;
+            let (mut stream, mut rejected, mut admitted) = (1, 0, 0);
+            let mut next = || {
+                stream += 2;
+                request(stream)
+            };
+            // Whole: the very first call of the connection too.
+            raw.run(&format!("send {fd} {call} {}", next())).await?;
+            rejected += 1;
+            // Cut in two: what of the path differs must be in one send.
+            let len = (HEAD.len() + PATH.len()) / 2;
+            for cut in 1..len {
+                let whole = next();
+                let (a, b) = whole.split_at(2 * cut);
+                raw.run(&format!("send {fd} {call} {a}")).await?;
+                raw.run(&format!("send {fd} {call} {b}")).await?;
+                if cut <= SAME {
+                    rejected += 1;
+                } else {
+                    admitted += 1;
+                }
+            }
+            // In several buffers of one send: up to four pieces of the path.
+            for size in [5, 7, 11] {
+                let whole = next();
+                let pieces: Vec<&str> = (0..len)
+                    .step_by(size)
+                    .map(|at| &whole[2 * at..2 * (at + size).min(len)])
+                    .collect();
+                raw.run(&format!("send {fd} {call} {}", pieces.join(" ")))
+                    .await?;
+                let of_path = pieces.len() - HEAD.len() / 2 / size;
+                let joined = matches!(call, "write" | "sendto");
+                if joined || of_path <= 4 {
+                    rejected += 1;
+                } else {
+                    admitted += 1;
+                }
+            }
+            let seen = read(&mut raw, &fd).await?;
+            ensure!(
+                seen == [admitted, rejected],
+                "{kind} {call}: {seen:?} is not {:?}",
+                [admitted, rejected]
+            );
+            let after = counts(&agent.scrape().await?, &pod);
+            let counted = [0, 1, 2].map(|i| after[i] - before[i]);
+            ensure!(
+                counted == [admitted, rejected, admitted],
+                "{kind} {call}: {counted:?}"
+            );
+        }
+    }
+    let scrape = agent.scrape().await?;
+    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    agent.stop().await?;
+    Ok(())
+}
+
+/// A slow reader behind a small buffer: the kernel takes a part, or nothing, and what is left is sent again.
+#[tokio::test]
+async fn sends_that_are_sent_in_part() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let Some((agent, pod, mut raw)) = replica(&bpffs).await? else {
+        return Ok(());
+    };
+    let requests = amount(3000, 200);
+    let mut in_part = 0;
+    for (seed, (kind, call)) in [
+        ("unix", "write"),
+        ("tcp", "writev"),
+        ("unix", "writev"),
+        ("tcp", "sendmsg"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let before = counts(&agent.scrape().await?, &pod);
+        let fd = raw.run(&format!("connect {kind} 4096")).await?;
+        raw.run(&format!("start {fd}")).await?;
+        let answer = raw
+            .run(&format!("pump {fd} {call} 1 {requests} {seed}"))
+            .await?;
+        let partial = answer.split(' ').next().context("an answer")?;
+        in_part += partial.parse::<u64>()?;
+        let [pending, blocked] = read(&mut raw, &fd).await?;
+        let after = counts(&agent.scrape().await?, &pod);
+        let counted = [0, 1, 2].map(|i| after[i] - before[i]);
+        // One that was cut by the sender itself may not be rejected; it is admitted whole, and counted.
+        ensure!(
+            pending + blocked == requests,
+            "{kind} {call}: {pending} and {blocked} of {requests}"
+        );
+        ensure!(
+            counted == [pending, blocked, pending],
+            "{kind} {call}: {counted:?} is not {pending}, {blocked}"
+        );
+        ensure!(
+            blocked > requests / 2,
+            "{kind} {call}: {blocked} of {requests}"
+        );
+    }
+    ensure!(in_part > 0, "nothing was sent in part");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// A descriptor that comes back as a file, and one that was a file all the time.
+#[tokio::test]
+async fn what_goes_to_a_file_is_left_alone() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let Some((agent, _, mut raw)) = replica(&bpffs).await? else {
+        return Ok(());
+    };
+    let directory = tempfile::tempdir()?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} writev 1")).await?;
+    ensure!(read(&mut raw, &fd).await? == [0, 1]);
+    for name in ["again", "always"] {
+        let path = directory.path().join(name);
+        let to = if name == "again" {
+            raw.run(&format!("close {fd}")).await?;
+            fd.clone()
+        } else {
+            "700".to_owned()
+        };
+        let to = raw.run(&format!("file {} {to}", path.display())).await?;
+        raw.run(&format!("start {to}")).await?;
+        raw.run(&format!("call {to} write 1")).await?;
+        let written = std::fs::read(&path)?;
+        let hex: String = written.iter().map(|octet| format!("{octet:02x}")).collect();
+        ensure!(hex.contains(&PATH[2..]), "{name}: {hex}");
+    }
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Connections that are older than the agent, and those that were never connected (a pair): /proc tells that they are sockets.
+#[tokio::test]
+async fn older_connections() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    if impossible().await?.is_some() {
+        return Ok(drop(replica(&bpffs).await?));
+    }
+    let pod = Pod::mono_vertex("rewrite-old", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let old = raw.connection("unix").await?;
+    raw.run(&format!("call {old} writev 1")).await?;
+    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+    let pair = raw.connection("pair").await?;
+    for fd in [old, pair] {
+        let mut stream = 1;
+        wait_for("a call is rejected", WAIT_LIMIT, async || {
+            stream += 2;
+            raw.run(&format!("call {fd} writev {stream}")).await?;
+            Ok((read(&mut raw, &fd).await?[1] > 0).then_some(()))
+        })
+        .await?;
+    }
+    agent.stop().await?;
+    Ok(())
+}
