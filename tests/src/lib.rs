@@ -21,4 +21,6 @@ pub mod record;
 pub mod replica;
 pub mod scale;
 pub mod source;
+pub mod splitmix;
+pub mod stress;
 pub mod wait;

@@ -65,6 +65,12 @@ pub fn tonic() -> Result<Program, PeerError> {
     find("the tonic client", "PENDGUARD_PG_CLIENT", default).map(Program::binary)
 }
 
+/// Both ends of connections of which every byte is known.
+pub fn stress() -> Result<PathBuf, PeerError> {
+    let default = target().join("release/pg-stress");
+    find("pg-stress", "PENDGUARD_PG_STRESS", default)
+}
+
 /// The grpc-go peers; arguments say which.
 pub fn go(arguments: &[&str]) -> Result<Program, PeerError> {
     let default = target().join("peers/go-peer");
