@@ -10,7 +10,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -46,6 +46,9 @@ pub struct Tracked {
     pub epoch: u64,
     /// Bytes sent since it was first seen.
     pub sent: Vol<u64>,
+    /// Of those, how many the gate has passed: it says so at each buffer. Less than [`Tracked::sent`]: the source has read some
+    /// before the gate could see them.
+    pub passed: Vol<u64>,
     /// Not 0 while a send is under way (only while the hold programs are attached).
     pub sending: Vol<u64>,
     /// 1 while the gate counts its calls.
@@ -56,7 +59,7 @@ pub struct Tracked {
     pub conn: Conn,
 }
 
-const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 32);
+const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 40);
 
 /// Where [`Tracked`]'s fields lie, for an agent that reads one as bytes.
 pub mod tracked {
@@ -82,7 +85,7 @@ pub struct Gated {
     pub generation: u64,
     /// [`Tracked::sent`] when the socket was joined.
     pub joined_at: u64,
-    /// Bytes that passed since, while [`gate::JOINING`].
+    /// Bytes that passed since.
     pub seen: Vol<u64>,
     /// One of [`gate`].
     pub state: Vol<u32>,
@@ -131,8 +134,10 @@ pub struct Control {
     pub lease: u64,
     /// An agent has been there until this moment, in ns since boot: without one, no candidates are made.
     pub attended: u64,
+    /// Where in a buffer (`struct sk_buff`) the kernel notes how much of it a Unix socket's reader has taken already.
+    pub consumed_at: u64,
     /// For later.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 
 impl Control {
@@ -140,7 +145,8 @@ impl Control {
     pub const ZERO: Self = Self {
         lease: 0,
         attended: 0,
-        reserved: [0; 6],
+        consumed_at: 0,
+        reserved: [0; 5],
     };
 }
 

@@ -114,6 +114,11 @@ fn sent(ctx: &TracePointContext, shape: Shape) -> u32 {
     0
 }
 
+/// Values of `Scratch::gated`.
+const NOT_GATED: u32 = 0;
+const GATED: u32 = 1;
+const MISSED: u32 = 2;
+
 /// Values of `Scratch::begun`.
 const NOT_BEGUN: u32 = 0;
 const FOLLOW: u32 = 1;
@@ -164,7 +169,15 @@ pub fn tap_follow(ctx: TracePointContext) -> u32 {
             }
         }
     }
-    s.gated.set(tracked.gated.get());
+    // The gate has seen this send by now, unless the source was faster.
+    let missed = tracked.passed.get() < tracked.sent.get() + s.total.get();
+    s.gated.set(if tracked.gated.get() == 0 {
+        NOT_GATED
+    } else if missed {
+        MISSED
+    } else {
+        GATED
+    });
     let ended = walk(s, c, true);
     flush(s);
     if ended == MORE {
@@ -277,7 +290,7 @@ fn begin(s: &Scratch) -> bool {
             Begin::Ignore => return false,
         });
     unfind(s);
-    s.gated.set(0);
+    s.gated.set(NOT_GATED);
     true
 }
 
@@ -393,13 +406,14 @@ fn flush_one(s: &Scratch, class: u32) {
 #[inline(always)]
 fn count(s: &Scratch, class: u32, n: u32) {
     let ruling = s.verdict.get();
-    if class < walk::WATCHED || s.gated.get() != 0 || ruling == verdict::OFF {
+    if class < walk::WATCHED || s.gated.get() == GATED || ruling == verdict::OFF {
         return;
     }
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
     let note = match OBSTACLES.get_ptr(s.key) {
+        _ if s.gated.get() == MISSED => Failure::Lost as u32,
         // SAFETY: it is a map value.
         Some(note) => unsafe { *note },
         // No gate stands before it yet.
@@ -432,6 +446,7 @@ fn keep(s: &Scratch) {
     settle(s, now);
     let tracked = &s.tracked;
     tracked.sent.set(s.total.get());
+    tracked.passed.set(0);
     tracked.sending.set(0);
     tracked.gated.set(0);
     tracked.latched.set(0);

@@ -5,6 +5,7 @@
 //! | [`gate`] | puts the gate before connections: when it is safe, and why not otherwise |
 //! | [`peer`] | finds the source's end of a connection, across network namespaces |
 //! | [`pins`] | what stays in the kernel when the agent goes |
+//! | `btf` | where the kernel keeps what the gate must know of a buffer |
 //! | [`old`] | what an agent of another build left there |
 //! | [`detach`] | takes everything away |
 //! | [`kernels`] | on which kernels the gate would not be safe |
@@ -13,6 +14,7 @@
 //! killed agent, a restart or an upgrade is no gap. What ends it are a change of mode, the lease, which a living agent
 //! renews, and `pendguard detach`.
 
+mod btf;
 pub mod detach;
 pub mod gate;
 pub mod kernels;
@@ -148,7 +150,12 @@ impl Enforcement {
         if let Some(why) = kernels::refused() {
             return Err(EnforceError::Kernel(why));
         }
+        // Without it the gate could not see that the source has read a part of a buffer already.
+        let consumed_at = btf::consumed_at().map_err(|e| EnforceError::Kernel(e.to_string()))?;
         self.take()?;
+        if let Some(word) = tap.control.atomic(0, offset_of!(Control, consumed_at)) {
+            word.store(consumed_at, Ordering::Relaxed);
+        }
         self.renew(tap);
         // Before it is pinned, so that what is pinned is whole; and before a socket joins it.
         let gate = tap.gate()?;

@@ -18,6 +18,8 @@ use crate::splitmix::SplitMix;
 pub const ADMITTED: u8 = b'a';
 /// The same, of a call that was rejected.
 pub const REJECTED: u8 = b'r';
+/// The same, of a connection's end.
+pub const ENDED: u8 = b'e';
 /// The largest read.
 const MOST: u64 = 1000;
 /// Reads before another connection has its turn.
@@ -257,6 +259,7 @@ impl Check {
                     }
                     self.waiting.drain(..ENDING);
                     self.ended = true;
+                    answers.push(ENDED);
                 } else {
                     let mut sent = Vec::new();
                     let item = script.next(&mut sent);

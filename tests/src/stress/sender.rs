@@ -12,13 +12,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
 use serde::{Deserialize, Serialize};
 
-use super::reader::REJECTED;
+use super::reader::{ENDED, REJECTED};
 use super::script::{Item, Script, Seed};
 use crate::splitmix::SplitMix;
 use crate::wait::scaled;
 
 /// How long a connection goes on that the gate doesn't join.
-const JOIN_LIMIT: Duration = Duration::from_secs(60);
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
 /// Items after the first call that was rejected.
 const MORE: u64 = 24;
 /// One send at most, where it isn't one item: less than the kernel cuts by itself, so that every path is in one buffer.
@@ -84,6 +84,7 @@ struct Connection {
     sent: Vec<Instant>,
     answered: usize,
     joined: Option<Instant>,
+    ended: bool,
     bytes: u64,
 }
 
@@ -106,6 +107,7 @@ impl Connection {
             sent: Vec::new(),
             answered: 0,
             joined: None,
+            ended: false,
             bytes: 0,
         };
         let mut script = Script::new(seed);
@@ -252,6 +254,10 @@ impl Connection {
             Err(error) => return Err(error.into()),
         };
         for answer in &answers[..read] {
+            if *answer == ENDED {
+                self.ended = true;
+                continue;
+            }
             if *answer == REJECTED && self.joined.is_none() {
                 self.joined = self.sent.get(self.answered).copied();
             }
@@ -260,25 +266,22 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends the connection: after the last answer, in good order with data under way, or at once, as when the process is killed.
+    /// Ends the connection: in good order, or at once with data under way, as when the process is killed. There is no good order
+    /// with data under way: the kernel takes the socket of a peer that is shut down out of the gate's map, and throws away what it
+    /// has queued (`unix_shutdown`, `sock_map_unhash`).
     fn finish(&mut self) -> Result<()> {
-        match if std::env::var_os("NOSHUT").is_some() {
-            3
-        } else {
-            2
-        } {
-            1 => {
-                while self.answered < self.sent.len() {
-                    self.answers(true)?;
-                }
-            }
-            2 => {
-                self.socket.shutdown(Shutdown::Write)?;
-                self.socket.set_nonblocking(false)?;
-                self.socket.set_read_timeout(Some(scaled(JOIN_LIMIT)))?;
-                io::copy(&mut self.socket, &mut io::sink())?;
-            }
-            _ => {}
+        let way = self.numbers.within(1..=3);
+        if way == 1 {
+            return Ok(());
+        }
+        while !self.ended {
+            self.answers(true)?;
+        }
+        if way == 2 {
+            self.socket.shutdown(Shutdown::Write)?;
+            self.socket.set_nonblocking(false)?;
+            self.socket.set_read_timeout(Some(scaled(JOIN_LIMIT)))?;
+            io::copy(&mut self.socket, &mut io::sink())?;
         }
         Ok(())
     }
