@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod bpffs;
 pub mod client;
+pub mod enforcing;
 pub mod lines;
 pub mod payload;
 pub mod peers;

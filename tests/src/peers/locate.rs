@@ -29,7 +29,8 @@ fn package() -> &'static Path {
 }
 
 /// Where cargo and `cargo xtask setup` put what they build.
-fn target() -> PathBuf {
+#[must_use]
+pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => directory.into(),
         None => package().with_file_name("target"),

@@ -13,6 +13,11 @@ use crate::agent::Pod;
 use crate::peers::stress_program;
 use crate::wait::{WAIT_LIMIT, wait_for, within};
 
+/// How long a sender may take that has a limit of its own.
+const SEND_LIMIT: Duration = Duration::from_secs(90);
+/// Looks that find the same, until a sender is taken to stand still: its pauses are far shorter.
+const STILL: u32 = 15;
+
 /// A pod whose two ends are `pg-stress`.
 pub struct Pair {
     /// Who it is.
@@ -68,6 +73,26 @@ impl Pair {
         report(&output).context("the sender")
     }
 
+    /// The reader's process.
+    #[must_use]
+    pub fn reader(&self) -> Option<u32> {
+        self.reader.id()
+    }
+
+    /// Begins one connection that goes on for so many sends.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn send_items(&self, items: u64) -> Result<Sending> {
+        let mut command = command(&self.directory, self.calls, self.pod.numa())?;
+        let arguments = ["send", "--count=1", "--first=1"];
+        let child = command
+            .args(arguments)
+            .arg(format!("--items={items}"))
+            .spawn()?;
+        Ok(Sending { child })
+    }
+
     /// Ends the source's end; what it read.
     ///
     /// # Errors
@@ -77,6 +102,40 @@ impl Pair {
         let output = self.reader.wait_with_output();
         let output = within("all is read", WAIT_LIMIT, output).await??;
         report(&output).context("the reader")
+    }
+}
+
+/// A sender at work.
+pub struct Sending {
+    child: Child,
+}
+
+impl Sending {
+    /// Waits until it sends no more: it has sent all, or can't.
+    ///
+    /// # Errors
+    /// It goes on, or has ended.
+    pub async fn stands_still(&self) -> Result<()> {
+        let pid = self.child.id().context("the sender has ended")?;
+        let mut last = (String::new(), 0);
+        wait_for("it stands still", WAIT_LIMIT, async || {
+            // The number of system calls that wrote, and what they wrote.
+            let now = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+            let same = now == last.0;
+            last = (now, if same { last.1 + 1 } else { 0 });
+            Ok((last.1 == STILL).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits for its end; what it sent.
+    ///
+    /// # Errors
+    /// It was cut off.
+    pub async fn ended(self) -> Result<sender::Report> {
+        let output = self.child.wait_with_output();
+        let output = within("all is sent", SEND_LIMIT, output).await??;
+        report(&output).context("the sender")
     }
 }
 
