@@ -229,7 +229,7 @@ async fn a_full_socket() -> Result<()> {
         let read = pair.read().await?;
         ensure!(read.broken == 0 && read.errors.is_empty(), "{read:?}");
         ensure!(
-            read.bytes == sent.bytes && read.joined == 1,
+            read.bytes == sent.bytes && (read.joined == 1 || !joined),
             "{sent:?} {read:?}"
         );
         agent.stop().await?;

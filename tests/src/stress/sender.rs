@@ -18,7 +18,7 @@ use crate::splitmix::SplitMix;
 use crate::wait::scaled;
 
 /// How long a connection goes on that the gate doesn't join.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
 /// Items after the first call that was rejected.
 const MORE: u64 = 24;
 /// One send at most, where it isn't one item: less than the kernel cuts by itself, so that every path is in one buffer.
