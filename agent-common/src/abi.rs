@@ -48,6 +48,9 @@ pub struct Tracked {
     pub epoch: u64,
     /// Bytes sent since it was first seen.
     pub sent: Vol<u64>,
+    /// Of those, how many the gate has passed: it says so at each buffer. Less than [`Tracked::sent`]: the source has read some
+    /// before the gate could see them.
+    pub passed: Vol<u64>,
     /// Not 0 while a send is under way (only while the hold programs are attached).
     pub sending: Vol<u64>,
     /// 1 while the gate counts its calls.
@@ -58,7 +61,7 @@ pub struct Tracked {
     pub conn: Conn,
 }
 
-const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 32);
+const _: () = assert!(size_of::<Tracked>() == size_of::<Conn>() + 40);
 
 /// Where [`Tracked`]'s fields lie, for an agent that reads one as bytes.
 pub mod tracked {
@@ -84,7 +87,7 @@ pub struct Gated {
     pub generation: u64,
     /// [`Tracked::sent`] when the socket was joined.
     pub joined_at: u64,
-    /// Bytes that passed since, while [`gate::JOINING`].
+    /// Bytes that passed since.
     pub seen: Vol<u64>,
     /// One of [`gate`].
     pub state: Vol<u32>,
@@ -140,8 +143,10 @@ pub struct Control {
     pub attended: u64,
     /// Not 0: another build's agent has taken over; what is followed is followed on, and nothing new is taken up.
     pub closing: u64,
+    /// Where in a buffer (`struct sk_buff`) the kernel notes how much of it a Unix socket's reader has taken already.
+    pub consumed_at: u64,
     /// For later.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 impl Control {
@@ -150,7 +155,8 @@ impl Control {
         lease: 0,
         attended: 0,
         closing: 0,
-        reserved: [0; 5],
+        consumed_at: 0,
+        reserved: [0; 4],
     };
 }
 

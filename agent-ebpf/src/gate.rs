@@ -5,7 +5,8 @@
 //! once, in order, in the context of the sender's system call, before that returns; and it passes every one on. Minimum
 //! kernel 5.15 (AF_UNIX stream sockets in socket maps: kernel commit 94531cfcbe79).
 //!
-//! A connection begins where the tap stands ([`join`]), and from there on needs no tap.
+//! A connection begins where the tap stands ([`take_place`]), and comes back to it when the source has read something before this
+//! program could see it ([`half_read`]).
 
 use agent_common::abi::{Failure, GATE_WINDOW, Gated, Slot, Target, gate as state, gates, verdict};
 use agent_common::h2::edit::{self, Edit, Named, Placed};
@@ -16,31 +17,38 @@ use agent_common::h2::walk::{self, Outcome, Source};
 use agent_common::vol::positive;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_skb_adjust_room, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
 use aya_ebpf::macros::stream_verdict;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::maps::{
-    CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, failed, leased,
+    CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, control, failed,
+    leased,
 };
 
 /// Steps that one run of the walk makes; a watched path ends it too. What is done for a path stands before the steps, not in
 /// them: the verifier would walk it once a step. So one buffer may take 33 watched calls and some 1,000 steps.
 const STEPS: u32 = 32;
 
+/// What can be cut off a buffer at once (`sk_skb_adjust_room`), and how often that may be: a buffer has 64 KiB at most.
+const CUT: u32 = 0xfff;
+const CUTS: u32 = 17;
+
 /// `SK_PASS`: the buffer goes to the socket. Nothing else is ever returned.
 const PASS: u32 = 1;
 
 #[stream_verdict]
 pub fn gate(ctx: SkBuffContext) -> u32 {
+    let whole = !half_read(&ctx);
     let Some(g) = gated(&ctx) else {
         return PASS;
     };
     let len = ctx.len();
-    match g.state.get() {
-        state::ACTIVE => {}
-        state::JOINING if join(g, len) => {}
-        _ => return PASS,
+    // Of what is half read, the source knows the beginning; the rest must be what the client sent.
+    if !whole || !take_place(g, len) {
+        return PASS;
     }
     g.offset.set(0);
     g.left.set(len);
@@ -109,12 +117,50 @@ fn gated<'a>(ctx: &SkBuffContext) -> Option<&'a Gated> {
     GATED.get_ptr(cookie).map(|g| unsafe { &*g })
 }
 
-/// Begins to follow the connection before this buffer, if the tap stands exactly there: it has accounted for every byte
-/// that passed, and the send that brings this buffer is not over, so that it has not seen more.
+/// Whether the source has read a part of the buffer, which is then cut off: a reader that comes between a buffer's arrival and
+/// this program takes from it what it wants (`unix_bpf_recvmsg` reads the socket's own queue while the map's is empty), and the
+/// kernel would hand it the whole buffer again (`unix_stream_read_skb` doesn't look at `consumed`).
 #[inline(always)]
-fn join(g: &Gated, len: u32) -> bool {
-    let seen = g.seen.get();
-    g.seen.set(seen + len as u64);
+fn half_read(ctx: &SkBuffContext) -> bool {
+    let at = match control() {
+        // SAFETY: it is a word of a map value, which the agent writes before a socket joins.
+        Some(control) => unsafe { (&raw const control.consumed_at).read_volatile() },
+        None => 0,
+    };
+    if at == 0 {
+        return false;
+    }
+    let mut consumed = 0u32;
+    // SAFETY: the helper itself checks what it reads, and writes the 4 octets of `consumed`.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut consumed).cast(),
+            4,
+            ctx.as_ptr().byte_add((at & 0xff) as usize).cast(),
+        )
+    };
+    if failed != 0 || consumed == 0 {
+        return false;
+    }
+    for _ in 0..CUTS {
+        if consumed == 0 {
+            break;
+        }
+        let n = if consumed < CUT { consumed } else { CUT };
+        // SAFETY: the helper checks that the buffer is that long.
+        if unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast(), -(n as i32), 0, 0) } != 0 {
+            break;
+        }
+        consumed -= n;
+    }
+    true
+}
+
+/// Whether the gate stands exactly before this buffer. The tap has accounted for every byte of the sends before, and the one that
+/// brings this buffer is not over; so where the tap stands further on than the gate, the source has read something that the gate
+/// never saw, and the gate goes on from where the tap stands. It begins in the same way.
+#[inline(always)]
+fn take_place(g: &Gated, len: u32) -> bool {
     // SAFETY: both are map values.
     let (Some(tracked), Some(target)) = (unsafe {
         (
@@ -124,19 +170,42 @@ fn join(g: &Gated, len: u32) -> bool {
     }) else {
         return false;
     };
-    if tracked.epoch != target.epoch
-        || target.generation != g.generation
-        || tracked.conn.status.get() != status::SYNCED
-        || tracked.sent.get() != g.joined_at + seen
-    {
+    let joining = match g.state.get() {
+        state::JOINING => true,
+        state::ACTIVE => false,
+        _ => return false,
+    };
+    let sent = tracked.sent.get();
+    let passed = g.joined_at + g.seen.get();
+    if joining && sent < passed {
+        // It is not the first buffer of its send.
+        g.seen.set(g.seen.get() + len as u64);
         return false;
     }
-    g.conn.copy_from(&tracked.conn);
-    g.state.set(state::ACTIVE);
-    tracked.gated.set(1);
-    if let Some(slot) = SLOTS.get_ptr_mut(target.slot) {
-        // SAFETY: the pointer leads into the slot, which is a map value.
-        unsafe { add(&raw mut (*slot).gated, 1) };
+    if joining || sent > passed {
+        if tracked.epoch != target.epoch
+            || target.generation != g.generation
+            || tracked.conn.status.get() != status::SYNCED
+        {
+            if joining {
+                g.seen.set(g.seen.get() + len as u64);
+            } else {
+                lost(g);
+            }
+            return false;
+        }
+        g.conn.copy_from(&tracked.conn);
+        g.seen.set(sent - g.joined_at);
+    }
+    g.seen.set(g.seen.get() + len as u64);
+    tracked.passed.set(g.joined_at + g.seen.get());
+    if joining {
+        g.state.set(state::ACTIVE);
+        tracked.gated.set(1);
+        if let Some(slot) = SLOTS.get_ptr_mut(target.slot) {
+            // SAFETY: the pointer leads into the slot, which is a map value.
+            unsafe { add(&raw mut (*slot).gated, 1) };
+        }
     }
     true
 }

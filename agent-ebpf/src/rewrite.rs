@@ -26,7 +26,7 @@ use crate::maps::{
     closing, failed, leased,
 };
 use crate::source::Scratch;
-use crate::tap::{self, DONE, FAULT, FOLLOW, JOIN, MORE, NOT_BEGUN, Shape, UNREADABLE};
+use crate::tap::{self, DONE, FAULT, FOLLOW, JOIN, MORE, NOT_BEGUN, NOT_GATED, Shape, UNREADABLE};
 
 /// Steps that one run of a walk makes; a watched path that something is done for ends it too. (What is done for it stands before the
 /// steps, not in them: the verifier would walk it once a step.)
@@ -410,7 +410,7 @@ fn replayed(ctx: &impl Exit) -> u32 {
         return 0;
     };
     tracked.conn.copy_from(c);
-    s.gated.set(0);
+    s.gated.set(NOT_GATED);
     tap::flush(s);
     tap::latched(s, tracked, c);
     tap::followed(s, tracked, ended);

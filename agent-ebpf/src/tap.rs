@@ -132,6 +132,11 @@ pub fn go(ctx: &impl Exit, s: &Scratch, walk: u32) -> u32 {
     0
 }
 
+/// Values of `Scratch::gated`.
+pub const NOT_GATED: u32 = 0;
+const GATED: u32 = 1;
+const MISSED: u32 = 2;
+
 /// Values of `Scratch::begun`.
 pub const NOT_BEGUN: u32 = 0;
 pub const FOLLOW: u32 = 1;
@@ -192,7 +197,15 @@ fn follow(ctx: &impl Exit) -> u32 {
             }
         }
     }
-    s.gated.set(tracked.gated.get());
+    // The gate has seen this send by now, unless the source was faster.
+    let missed = tracked.passed.get() < tracked.sent.get() + s.total.get();
+    s.gated.set(if tracked.gated.get() == 0 {
+        NOT_GATED
+    } else if missed {
+        MISSED
+    } else {
+        GATED
+    });
     let ended = walk(s, c, true);
     flush(s);
     if ended == MORE {
@@ -308,7 +321,7 @@ pub fn begin(s: &Scratch) -> bool {
             Begin::Ignore => return false,
         });
     unfind(s);
-    s.gated.set(0);
+    s.gated.set(NOT_GATED);
     true
 }
 
@@ -419,7 +432,7 @@ fn flush_one(s: &Scratch, class: u32) {
 #[inline(always)]
 fn count(s: &Scratch, class: u32, n: u32) {
     let ruling = s.verdict.get();
-    if class < walk::WATCHED || s.gated.get() != 0 || ruling == verdict::OFF {
+    if class < walk::WATCHED || s.gated.get() == GATED || ruling == verdict::OFF {
         return;
     }
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
@@ -456,6 +469,9 @@ fn why(s: &Scratch, note: Option<u32>) -> Failure {
     if let Some(why) = Failure::of(s.failure.get().wrapping_sub(1)) {
         return why;
     }
+    if s.gated.get() == MISSED {
+        return Failure::Lost;
+    }
     match note {
         Some(note) => Failure::of(note).unwrap_or(Failure::Joining),
         None if !leased() => Failure::Lease,
@@ -471,6 +487,7 @@ fn keep(s: &Scratch) {
     settle(s, now);
     let tracked = &s.tracked;
     tracked.sent.set(s.total.get());
+    tracked.passed.set(0);
     tracked.sending.set(0);
     tracked.gated.set(0);
     tracked.latched.set(0);

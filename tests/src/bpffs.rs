@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use tempfile::TempDir;
 
 /// A mounted bpffs; it goes with everything in it when this is dropped.
@@ -21,6 +21,15 @@ impl BpfFs {
         mount("bpf", directory.path(), "bpf", MountFlags::empty(), None)
             .context("mounting a bpffs (it takes root)")?;
         Ok(Self { directory })
+    }
+
+    /// Makes it read-only.
+    ///
+    /// # Errors
+    /// It is busy.
+    pub fn read_only(&self) -> Result<()> {
+        mount_remount(self.directory.path(), MountFlags::RDONLY, "")
+            .context("mounting the bpffs anew")
     }
 
     /// A pin directory in it.

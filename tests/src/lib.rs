@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod bpffs;
 pub mod client;
+pub mod enforcing;
 pub mod lines;
 pub mod payload;
 pub mod peers;
@@ -21,4 +22,6 @@ pub mod record;
 pub mod replica;
 pub mod scale;
 pub mod source;
+pub mod splitmix;
+pub mod stress;
 pub mod wait;

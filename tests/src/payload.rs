@@ -12,6 +12,8 @@
 //! releases: the check must not be what limits a throughput measurement. An offset is the sequence and the sum, so
 //! that the source can tell in the same way whether acknowledgements arrived unharmed.
 
+use crate::splitmix::SplitMix;
+
 /// Bytes of a payload that are not derived from the sequence; the shortest payload there is.
 pub const MIN_PAYLOAD: usize = SEQUENCE + SUM + SUM;
 /// Bytes of an offset.
@@ -124,27 +126,13 @@ impl Chain {
         let mut payload = Vec::with_capacity(self.message_bytes);
         payload.extend_from_slice(&sequence.to_be_bytes());
         payload.extend_from_slice(&self.last_sum.to_be_bytes());
-        derive_bytes(sequence, self.message_bytes - SUM, &mut payload);
+        // No two messages look alike, so bytes that ended up in another message are noticed.
+        SplitMix::new(sequence).fill(&mut payload, self.message_bytes - SUM);
         let sum = crc32fast::hash(&payload);
         payload.extend_from_slice(&sum.to_be_bytes());
         self.next += 1;
         self.last_sum = sum;
         (Link { sequence, sum }, payload)
-    }
-}
-
-/// Fills `payload` up to `len` with a stream that depends on `sequence` alone (SplitMix64): no two messages look
-/// alike, so bytes that ended up in another message are noticed.
-fn derive_bytes(sequence: u64, len: usize, payload: &mut Vec<u8>) {
-    let mut state = sequence;
-    while payload.len() < len {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^= word >> 31;
-        let wanted = (len - payload.len()).min(size_of::<u64>());
-        payload.extend_from_slice(&word.to_le_bytes()[..wanted]);
     }
 }
 

@@ -34,6 +34,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 pub use client::{Client, ClientKind, ClientOptions};
+pub use locate::{stress as stress_program, target as target_directory};
 pub use source::{Source, SourceKind, SourceOptions};
 
 use crate::protocol::Event;

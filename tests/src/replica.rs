@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::agent::{Pod, Scrape};
@@ -23,7 +24,8 @@ pub struct Replica {
     pub source: Source,
     /// The container `numa`.
     pub client: Client,
-    _directory: TempDir,
+    kinds: (ClientKind, SourceKind),
+    directory: TempDir,
 }
 
 impl Replica {
@@ -57,34 +59,44 @@ impl Replica {
     async fn start_as(
         pod: Pod,
         number: u32,
-        client: ClientKind,
-        source: SourceKind,
+        client_kind: ClientKind,
+        source_kind: SourceKind,
     ) -> Result<Self> {
         let directory = tempfile::tempdir().context("a directory for the socket")?;
-        let mut options = SourceOptions {
-            kind: source,
-            ..SourceOptions::new(directory.path().join("source.sock"))
-        };
-        for (name, value) in pod.udsource() {
-            options = options.env(name, value);
-        }
-        let source = Source::start(&options).await?;
-        let mut options = ClientOptions {
-            concurrency: Some(CONCURRENCY),
-            limit: LIMIT,
-            ..ClientOptions::default()
-        };
-        for (name, value) in pod.numa() {
-            options = options.env(name, value);
-        }
-        let client = Client::start(client, &source.unix(), &options).await?;
+        let source = Source::start(&source_options(&directory, source_kind, &pod)).await?;
+        let client = Client::start(client_kind, &source.unix(), &client_options(&pod)).await?;
         Ok(Self {
             number,
             pod,
+            kinds: (client_kind, source_kind),
             source,
             client,
-            _directory: directory,
+            directory,
         })
+    }
+
+    /// Kills the source, and starts another one in its place.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub async fn restart_source(&mut self) -> Result<()> {
+        let pid = Pid::from_raw(self.source.pid().try_into()?).context("pid 0")?;
+        kill_process(pid, Signal::KILL)?;
+        let options = source_options(&self.directory, self.kinds.1, &self.pod);
+        // As the kubelet does when it makes a container anew: nothing of the old one is there.
+        std::fs::remove_file(&options.socket)?;
+        self.source = Source::start(&options).await?;
+        Ok(())
+    }
+
+    /// Kills the client, and starts another one in its place.
+    ///
+    /// # Errors
+    /// It doesn't start.
+    pub async fn restart_client(&mut self) -> Result<()> {
+        let target = self.source.unix();
+        self.client = Client::start(self.kinds.0, &target, &client_options(&self.pod)).await?;
+        Ok(())
     }
 
     /// The verdict that the default policy gives this replica.
@@ -102,4 +114,30 @@ impl Replica {
     pub fn counted(&self, scrape: &Scrape) -> u64 {
         scrape.pending(&self.pod.name, self.verdict())
     }
+}
+
+/// How the source of a pod is started.
+fn source_options(directory: &TempDir, kind: SourceKind, pod: &Pod) -> SourceOptions {
+    let mut options = SourceOptions {
+        kind,
+        ..SourceOptions::new(directory.path().join("source.sock"))
+    };
+    for (name, value) in pod.udsource() {
+        options = options.env(name, value);
+    }
+    options
+}
+
+/// How the client of a pod is started.
+#[must_use]
+pub fn client_options(pod: &Pod) -> ClientOptions {
+    let mut options = ClientOptions {
+        concurrency: Some(CONCURRENCY),
+        limit: LIMIT,
+        ..ClientOptions::default()
+    };
+    for (name, value) in pod.numa() {
+        options = options.env(name, value);
+    }
+    options
 }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Scrape, binary};
+use pendguard_tests::agent::{Agent, binary};
 use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::enforcing::{
+    JOIN_LIMIT, RATE, all, counts, intact, set_mode, until_admitted, until_rejected,
+};
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
@@ -14,68 +17,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::task::JoinSet;
-
-/// Messages a second that each replica reads and acknowledges meanwhile.
-const RATE: u64 = 1000;
-/// How long the gate may take before it stands: its aim is some milliseconds.
-const JOIN_LIMIT: Duration = Duration::from_secs(20);
-
-/// Calls until one is rejected: from there on each must be.
-async fn until_rejected(replica: &mut Replica) -> Result<()> {
-    wait_for("a call is rejected", JOIN_LIMIT, async || {
-        let called = replica.client.call(Method::PendingFn, 1).await?;
-        Ok((called.ok == 0).then_some(()))
-    })
-    .await
-}
-
-/// Calls until one is admitted.
-async fn until_admitted(replica: &mut Replica, limit: Duration) -> Result<()> {
-    wait_for("a call is admitted", limit, async || {
-        let called = replica.client.call(Method::PendingFn, 1).await?;
-        Ok((called.ok == 1).then_some(()))
-    })
-    .await
-}
-
-/// `n` calls, of which each must end like that.
-async fn all(replica: &mut Replica, n: u64, admitted: bool) -> Result<()> {
-    let before = replica.source.stats().await?.pending;
-    let called = replica.client.call(Method::PendingFn, n).await?;
-    let handled = replica.source.stats().await?.pending - before;
-    let name = &replica.pod.name;
-    if admitted {
-        ensure!(
-            called.ok == n && handled == n,
-            "{name}: {called:?}, {handled} handled"
-        );
-    } else {
-        // An index from before enforcement is answered like a call of `/`, for which grpc-go before 1.42 has another code.
-        let codes = ["UNIMPLEMENTED", "RESOURCE_EXHAUSTED"].map(|code| called.errors.get(code));
-        ensure!(
-            codes.into_iter().flatten().sum::<u64>() == n && called.ok == 0 && handled == 0,
-            "{name}: {called:?}, {handled} handled"
-        );
-    }
-    Ok(())
-}
-
-/// The verdicts of a replica's calls: admitted, rejected, unresolved.
-fn counts(replica: &Replica, scrape: &Scrape) -> [u64; 3] {
-    let pod = &replica.pod.name;
-    [
-        scrape.pending(pod, "admitted"),
-        scrape.pending(pod, "rejected"),
-        scrape.unresolved(pod),
-    ]
-}
-
-async fn set_mode(agent: &Agent, mode: &str) -> Result<()> {
-    let output = agent.command(&["mode", mode]).await?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "mode {mode}: {error}");
-    Ok(())
-}
 
 async fn detach(bpffs: &BpfFs) -> Result<(bool, Value)> {
     let output = Command::new(binary()?)
@@ -96,12 +37,7 @@ async fn load(mut replica: Replica, n: u64) -> Result<(Replica, u64)> {
     all(&mut replica, n, !rejected).await?;
     let ready = replica.client.call(Method::IsReady, n / 20).await?;
     ensure!(ready.ok == n / 20, "{}: {ready:?}", replica.pod.name);
-    let background = replica.client.background_off().await?;
-    ensure!(
-        background.intact && background.errors.is_empty() && background.messages > 0,
-        "{}: {background:?}",
-        replica.pod.name
-    );
+    intact(&mut replica).await?;
     Ok((replica, before))
 }
 
@@ -221,11 +157,7 @@ async fn modes_at_run_time() -> Result<()> {
     set_mode(&agent, "off").await?;
     all(&mut latched, 50, false).await?;
     for replica in [&mut one, &mut go] {
-        let background = replica.client.background_off().await?;
-        ensure!(
-            background.intact && background.errors.is_empty(),
-            "{background:?}"
-        );
+        intact(replica).await?;
     }
     agent.stop().await?;
     Ok(())
@@ -310,11 +242,7 @@ async fn it_outlives_its_agent() -> Result<()> {
         all(replica, 20, true).await?;
     }
     for replica in [&mut zero, &mut one, &mut go] {
-        let background = replica.client.background_off().await?;
-        ensure!(
-            background.intact && background.errors.is_empty(),
-            "{background:?}"
-        );
+        intact(replica).await?;
     }
     drop((zero, one, go));
     wait_for("everything is gone", JOIN_LIMIT, async || {
@@ -373,11 +301,7 @@ async fn another_build_takes_over() -> Result<()> {
     until_rejected(&mut new).await?;
     all(&mut new, 100, false).await?;
     for replica in [&mut one, &mut go] {
-        let background = replica.client.background_off().await?;
-        ensure!(
-            background.intact && background.errors.is_empty(),
-            "{background:?}"
-        );
+        intact(replica).await?;
     }
     drop((one, go));
     wait_for("the old one's pins are removed", JOIN_LIMIT, async || {

@@ -71,8 +71,14 @@ enum Verb {
     /// Run every check that CI runs (needs root)
     Test {
         /// Leave out the long ones: exactness over 10,000 calls, other kernels, and fuzzing
-        #[arg(long)]
+        #[arg(long, conflicts_with = "soak")]
         fast: bool,
+        /// Only the soak test: enforcement for a long time, over an agent that is killed every 20 seconds
+        #[arg(long)]
+        soak: bool,
+        /// How long that takes
+        #[arg(long, value_name = "N", default_value_t = 30, requires = "soak", value_parser = clap::value_parser!(u64).range(1..))]
+        soak_minutes: u64,
     },
     /// Run the privileged tests on other kernels, in virtual machines
     Vm(vm::Options),
@@ -109,7 +115,12 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Build { tests } => build::run(&workspace, tests)?,
         Verb::Demo { arguments } => return demo::demo(&workspace, &arguments),
         Verb::Bench { arguments } => return demo::bench(&workspace, &arguments),
-        Verb::Test { fast } => return test::run(&workspace, fast),
+        Verb::Test {
+            soak: true,
+            soak_minutes,
+            ..
+        } => return test::soak(&workspace, soak_minutes),
+        Verb::Test { fast, .. } => return test::run(&workspace, fast),
         Verb::Vm(options) => return vm::run(&workspace, &options),
         Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
     }

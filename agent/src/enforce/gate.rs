@@ -73,6 +73,17 @@ struct Open {
     cookie: u64,
 }
 
+impl Open {
+    /// Whether all that was sent has been read: what waits in the other end's queue is charged to this one.
+    fn is_read(&self) -> bool {
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: the call writes one integer, which outlives it.
+        let result =
+            unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
+        result == 0 && waiting == 0
+    }
+}
+
 impl Gate {
     /// A gate of these maps.
     pub fn new(
@@ -144,8 +155,9 @@ impl Gate {
             .filter_map(|end| Some((sockopt::socket_cookie(&end).ok()?, end)))
             .collect();
         let joined: HashSet<u64> = self.sockets.keys().flatten().collect();
-        // An end more than there are connections that are followed: the hold would not hold its sender.
-        let unclear = ends.is_empty() || ends.len() > open.len() + gated;
+        // An end more than there are connections that are followed: the hold would not hold its sender. One less: a connection
+        // has not been accepted yet, and another's end would be taken for its.
+        let unclear = ends.len() != open.len() + gated;
         let ends: Vec<_> = ends
             .into_iter()
             .filter(|(c, _)| !joined.contains(c))
@@ -298,7 +310,10 @@ impl Gate {
     ) -> Option<Failure> {
         let mut sent = Vec::with_capacity(open.len());
         for connection in open {
-            let bytes = view.connections.get(&connection.key, 0).ok()?;
+            let Ok(bytes) = view.connections.get(&connection.key, 0) else {
+                // It has been closed meanwhile.
+                return Some(Failure::Busy);
+            };
             if word64(&bytes, tracked::SENDING) != 0
                 || word32(&bytes, tracked::STATUS) != status::SYNCED
                 || epoch(&bytes) != target.epoch
@@ -306,6 +321,9 @@ impl Gate {
                 return Some(Failure::Busy);
             }
             sent.push(word64(&bytes, tracked::SENT));
+        }
+        if !open.iter().all(Open::is_read) {
+            return Some(Failure::Busy);
         }
         for (_, end) in ends {
             if !rustix::io::ioctl_fionread(end).is_ok_and(|waiting| waiting == 0) {
@@ -330,6 +348,10 @@ impl Gate {
                 tracing::warn!("the kernel refuses a socket of the source: {error}");
                 return self.back_out(open, Failure::Refused);
             }
+        }
+        // Something was sent all the same, by a send that the kernel didn't show to the hold.
+        if !open.iter().all(Open::is_read) {
+            return self.back_out(open, Failure::Busy);
         }
         None
     }

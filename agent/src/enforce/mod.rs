@@ -6,6 +6,7 @@
 //! | [`rewrite`] | says which descriptors of a process are sockets |
 //! | [`peer`] | finds the source's end of a connection, across network namespaces |
 //! | [`pins`] | what stays in the kernel when the agent goes |
+//! | `btf` | where the kernel keeps what the gate must know of a buffer |
 //! | [`old`] | what an agent of another build left there |
 //! | [`detach`] | takes everything away |
 //! | [`kernels`] | on which kernels the gate would not be safe |
@@ -16,6 +17,7 @@
 //! killed agent, a restart or an upgrade is no gap. What ends it are a change of mode, the lease, which a living agent
 //! renews, and `pendguard detach`.
 
+mod btf;
 pub mod detach;
 pub mod gate;
 pub mod kernels;
@@ -218,6 +220,13 @@ impl Enforcement {
         }
         let enforcer = self.choice().map_err(EnforceError::Kernel)?;
         self.take()?;
+        if enforcer == Enforcer::Gate {
+            // Without it the gate could not see that the source has read a part of a buffer already.
+            let at = btf::consumed_at().map_err(|e| EnforceError::Kernel(e.to_string()))?;
+            if let Some(word) = tap.control.atomic(0, offset_of!(Control, consumed_at)) {
+                word.store(at, Ordering::Relaxed);
+            }
+        }
         self.renew(tap);
         // Before it is pinned, so that what is pinned is whole; and before anything is rejected.
         let active = activate(tap, enforcer)?;

@@ -181,14 +181,23 @@ pub fn generations(root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;
-        let name = entry.file_name();
-        let ours = |name: &str| name.starts_with('v') || name.starts_with(UNFINISHED);
-        if name.to_str().is_some_and(ours) && entry.file_type()?.is_dir() {
+        if entry.file_name().to_str().is_some_and(is_ours) && entry.file_type()?.is_dir() {
             found.push(entry.path());
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a directory is so named as [`Pins::take`] names them. Whatever else lies there is somebody else's, and is left alone.
+fn is_ours(name: &str) -> bool {
+    let name = name.strip_prefix(UNFINISHED).unwrap_or(name);
+    let Some((layout, build)) = name.strip_prefix('v').and_then(|n| n.split_once('-')) else {
+        return false;
+    };
+    layout.parse::<u32>().is_ok()
+        && build.len() == 16
+        && build.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// Removes a directory of pins, links first; no error if there is none.
@@ -349,4 +358,27 @@ fn terminated(path: &Path) -> Vec<u8> {
     let mut text = path.as_os_str().as_bytes().to_vec();
     text.push(0);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_an_agent_made_is_ours() {
+        for ours in ["v2-0123456789abcdef", "new-v13-ffffffffffffffff"] {
+            assert!(is_ours(ours), "{ours}");
+        }
+        for theirs in [
+            "vault",
+            "v2",
+            "v2-",
+            "v-0123456789abcdef",
+            "v2-0123",
+            "new-",
+            "cilium",
+        ] {
+            assert!(!is_ours(theirs), "{theirs}");
+        }
+    }
 }

@@ -29,7 +29,8 @@ fn package() -> &'static Path {
 }
 
 /// Where cargo and `cargo xtask setup` put what they build.
-fn target() -> PathBuf {
+#[must_use]
+pub fn target() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => directory.into(),
         None => package().with_file_name("target"),
@@ -63,6 +64,12 @@ pub fn source() -> Result<Program, PeerError> {
 pub fn tonic() -> Result<Program, PeerError> {
     let default = target().join("release/pg-client");
     find("the tonic client", "PENDGUARD_PG_CLIENT", default).map(Program::binary)
+}
+
+/// Both ends of connections of which every byte is known.
+pub fn stress() -> Result<PathBuf, PeerError> {
+    let default = target().join("release/pg-stress");
+    find("pg-stress", "PENDGUARD_PG_STRESS", default)
 }
 
 /// The grpc-go peers; arguments say which.

@@ -24,13 +24,39 @@ const FUZZ_TIME: Duration = Duration::from_secs(20);
 
 /// The verb `test`. Stops at the first step that fails; the last line that it prints is the sum of all tests.
 pub fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
+    finish(|report| steps(workspace, fast, report))
+}
+
+/// `test --soak`: nothing but that.
+pub fn soak(workspace: &Workspace, minutes: u64) -> Result<ExitCode> {
+    finish(|report| {
+        let toolchain = report.step("setup", |_| {
+            let setup = Setup::new(workspace);
+            let toolchain = setup.for_build()?;
+            setup.for_peers()?;
+            Ok(toolchain)
+        })?;
+        report.check("BPF programs", || build::programs(workspace, &toolchain))?;
+        report.check("agent", || build::agent(workspace))?;
+        report.check("tests' programs", || build::test_programs(workspace))?;
+        report.step("soak", |counts| {
+            let mut command = privileged(workspace, "full");
+            command
+                .args(["--test", "soak"])
+                .env("PENDGUARD_SOAK_MINUTES", minutes.to_string());
+            run_tests(&mut command, &["--nocapture"], counts)
+        })
+    })
+}
+
+fn finish(steps: impl FnOnce(&mut Report) -> Result<(), report::Failed>) -> Result<ExitCode> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "the tests load BPF programs and so need root; as a user with rustup in the home directory: \
          sudo --preserve-env=HOME env \"PATH=$PATH\" cargo xtask test"
     );
     let mut report = Report::default();
-    let result = steps(workspace, fast, &mut report);
+    let result = steps(&mut report);
     report.print();
     Ok(match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,12 +132,17 @@ fn unit_tests(workspace: &Workspace, counts: &mut Counts) -> Result<()> {
 
 /// The tests that load BPF programs and watch real processes: one at a time, since they watch the whole machine.
 fn privileged_tests(workspace: &Workspace, fast: bool, counts: &mut Counts) -> Result<()> {
+    let mut command = privileged(workspace, if fast { "fast" } else { "full" });
+    run_tests(&mut command, &["--test-threads=1"], counts)
+}
+
+fn privileged(workspace: &Workspace, scale: &str) -> Command {
     let mut command = workspace.cargo_static("test");
     command
         .args(["--package", "pendguard-tests"])
         .env("PENDGUARD_BIN", workspace.target("release/pendguard"))
-        .env("PENDGUARD_TEST_SCALE", if fast { "fast" } else { "full" });
-    run_tests(&mut command, &["--test-threads=1"], counts)
+        .env("PENDGUARD_TEST_SCALE", scale);
+    command
 }
 
 /// Runs `cargo test`, all of it even if a part fails, with `arguments` for the test programs.
