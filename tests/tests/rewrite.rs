@@ -4,13 +4,11 @@
 //! Where the kernel doesn't allow it (lockdown), it must be refused, and what is left be told.
 
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Pod, Scrape, binary};
+use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::raw::Raw;
 use pendguard_tests::scale::amount;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
-use serde_json::Value;
-use tokio::process::Command;
 
 const CALLS: [&str; 4] = ["write", "writev", "sendto", "sendmsg"];
 const ENFORCE: [&str; 4] = ["--mode", "enforce", "--enforcer", "rewrite"];
@@ -26,36 +24,28 @@ fn request(stream: u32) -> String {
     hex
 }
 
-/// Why `rewrite` is not possible here, if it isn't.
-async fn impossible() -> Result<Option<String>> {
-    let output = Command::new(binary()?)
-        .args(["doctor", "--json"])
-        .output()
-        .await?;
-    let report: Value = serde_json::from_slice(&output.stdout)?;
-    let checks = report["checks"].as_array().context("checks")?;
-    let check = checks
-        .iter()
-        .find(|check| check["id"] == "rewrite_programs");
-    let check = check.context("the check of its programs")?;
-    Ok((check["outcome"] != "supported").then(|| check["detail"].to_string()))
+/// An agent that rewrites; `None` where the kernel doesn't allow it, which must be told.
+async fn agent(bpffs: &BpfFs) -> Result<Option<Agent>> {
+    let agent = match Agent::start_at(&bpffs.pins(), &ENFORCE).await {
+        Ok(agent) => agent,
+        Err(error) => {
+            let said = format!("{error:#}");
+            let refused = "this node can't enforce: enforcer rewrite: the kernel refuses it";
+            ensure!(
+                said.contains("exit status: 1") && said.contains(refused),
+                "{said}"
+            );
+            ensure!(!bpffs.pins().exists(), "it leaves nothing behind");
+            return Ok(None);
+        }
+    };
+    ensure!(agent.status().await?["enforcer"] == "rewrite");
+    Ok(Some(agent))
 }
 
-/// A replica whose calls are to be rejected; `None` where the kernel doesn't allow it, which was told then.
-async fn replica(bpffs: &BpfFs) -> Result<Option<(Agent, Pod, Raw)>> {
-    if let Some(why) = impossible().await? {
-        let agent = Agent::spawn_at(&bpffs.pins(), &ENFORCE)?;
-        let (code, log) = agent.ended().await?;
-        ensure!(
-            code == Some(1) && log.contains("enforcer rewrite: the kernel refuses it"),
-            "{why}: {code:?}: {log}"
-        );
-        ensure!(!bpffs.pins().exists(), "it leaves nothing behind");
-        return Ok(None);
-    }
-    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
-    ensure!(agent.status().await?["enforcer"] == "rewrite");
-    let pod = Pod::mono_vertex("rewrite", "1");
+/// A replica whose calls are to be rejected.
+async fn replica(agent: &Agent, workload: &str) -> Result<(Pod, Raw)> {
+    let pod = Pod::mono_vertex(workload, "1");
     let raw = Raw::start(pod.numa()).await?;
     wait_for("it is known", WAIT_LIMIT, async || {
         let status = agent.status().await?;
@@ -67,7 +57,32 @@ async fn replica(bpffs: &BpfFs) -> Result<Option<(Agent, Pod, Raw)>> {
         Ok(known.then_some(()))
     })
     .await?;
-    Ok(Some((agent, pod, raw)))
+    Ok((pod, raw))
+}
+
+/// All of it with one agent: it takes its time to load.
+#[tokio::test]
+async fn what_is_sent_is_rewritten() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    // Older than the agent.
+    let pod = Pod::mono_vertex("rewrite-old", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let old = raw.connection("unix").await?;
+    raw.run(&format!("call {old} writev 1")).await?;
+    let Some(agent) = agent(&bpffs).await? else {
+        return Ok(());
+    };
+    older_connections(&mut raw, old).await?;
+    every_system_call_in_every_shape(&agent).await?;
+    sends_that_are_sent_in_part(&agent).await?;
+    what_goes_to_a_file_is_left_alone(&agent).await?;
+    let scrape = agent.scrape().await?;
+    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    let labels = [("reason", "not_restored")];
+    let left = scrape.sum("pendguard_enforcement_failures_total", &labels);
+    ensure!(left == Some(0), "{left:?}");
+    agent.stop().await?;
+    Ok(())
 }
 
 /// What the peer has read: the path, its substitute; all else must be what was sent.
@@ -100,12 +115,8 @@ fn counts(scrape: &Scrape, pod: &Pod) -> [u64; 3] {
     ]
 }
 
-#[tokio::test]
-async fn every_system_call_in_every_shape() -> Result<()> {
-    let bpffs = BpfFs::mount()?;
-    let Some((agent, pod, mut raw)) = replica(&bpffs).await? else {
-        return Ok(());
-    };
+async fn every_system_call_in_every_shape(agent: &Agent) -> Result<()> {
+    let (pod, mut raw) = replica(agent, "shape").await?;
     for kind in ["unix", "tcp"] {
         for call in CALLS {
             let before = counts(&agent.scrape().await?, &pod);
@@ -162,19 +173,12 @@ async fn every_system_call_in_every_shape() -> Result<()> {
             );
         }
     }
-    let scrape = agent.scrape().await?;
-    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
-    agent.stop().await?;
     Ok(())
 }
 
 /// A slow reader behind a small buffer: the kernel takes a part, or nothing, and what is left is sent again.
-#[tokio::test]
-async fn sends_that_are_sent_in_part() -> Result<()> {
-    let bpffs = BpfFs::mount()?;
-    let Some((agent, pod, mut raw)) = replica(&bpffs).await? else {
-        return Ok(());
-    };
+async fn sends_that_are_sent_in_part(agent: &Agent) -> Result<()> {
+    let (pod, mut raw) = replica(agent, "part").await?;
     let requests = amount(3000, 200);
     let mut in_part = 0;
     for (seed, (kind, call)) in [
@@ -212,17 +216,12 @@ async fn sends_that_are_sent_in_part() -> Result<()> {
         );
     }
     ensure!(in_part > 0, "nothing was sent in part");
-    agent.stop().await?;
     Ok(())
 }
 
 /// A descriptor that comes back as a file, and one that was a file all the time.
-#[tokio::test]
-async fn what_goes_to_a_file_is_left_alone() -> Result<()> {
-    let bpffs = BpfFs::mount()?;
-    let Some((agent, _, mut raw)) = replica(&bpffs).await? else {
-        return Ok(());
-    };
+async fn what_goes_to_a_file_is_left_alone(agent: &Agent) -> Result<()> {
+    let (_, mut raw) = replica(agent, "alone").await?;
     let directory = tempfile::tempdir()?;
     let fd = raw.connection("unix").await?;
     raw.run(&format!("call {fd} writev 1")).await?;
@@ -242,32 +241,20 @@ async fn what_goes_to_a_file_is_left_alone() -> Result<()> {
         let hex: String = written.iter().map(|octet| format!("{octet:02x}")).collect();
         ensure!(hex.contains(&PATH[2..]), "{name}: {hex}");
     }
-    agent.stop().await?;
     Ok(())
 }
 
 /// Connections that are older than the agent, and those that were never connected (a pair): /proc tells that they are sockets.
-#[tokio::test]
-async fn older_connections() -> Result<()> {
-    let bpffs = BpfFs::mount()?;
-    if impossible().await?.is_some() {
-        return Ok(drop(replica(&bpffs).await?));
-    }
-    let pod = Pod::mono_vertex("rewrite-old", "1");
-    let mut raw = Raw::start(pod.numa()).await?;
-    let old = raw.connection("unix").await?;
-    raw.run(&format!("call {old} writev 1")).await?;
-    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+async fn older_connections(raw: &mut Raw, old: String) -> Result<()> {
     let pair = raw.connection("pair").await?;
     for fd in [old, pair] {
         let mut stream = 1;
         wait_for("a call is rejected", WAIT_LIMIT, async || {
             stream += 2;
             raw.run(&format!("call {fd} writev {stream}")).await?;
-            Ok((read(&mut raw, &fd).await?[1] > 0).then_some(()))
+            Ok((read(raw, &fd).await?[1] > 0).then_some(()))
         })
         .await?;
     }
-    agent.stop().await?;
     Ok(())
 }

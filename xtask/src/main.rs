@@ -73,10 +73,10 @@ enum Verb {
         /// Leave out the long ones: exactness over 10,000 calls, other kernels, and fuzzing
         #[arg(long, conflicts_with = "soak")]
         fast: bool,
-        /// Only the soak test: enforcement for a long time, over an agent that is killed every 20 seconds
+        /// Only what takes long: enforcement over an agent that is killed every 20 seconds, and 10,000 joins of the gate
         #[arg(long)]
         soak: bool,
-        /// How long that takes
+        /// How long the first takes
         #[arg(long, value_name = "N", default_value_t = 30, requires = "soak", value_parser = clap::value_parser!(u64).range(1..))]
         soak_minutes: u64,
     },

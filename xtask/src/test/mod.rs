@@ -22,12 +22,15 @@ use crate::workspace::Workspace;
 /// How long the parser is fuzzed as a part of the tests; `cargo xtask fuzz` takes longer.
 const FUZZ_TIME: Duration = Duration::from_secs(20);
 
+/// Joins of the gate that `--soak` asks for; the ordinary tests do a tenth.
+const JOINS: u64 = 10_000;
+
 /// The verb `test`. Stops at the first step that fails; the last line that it prints is the sum of all tests.
 pub fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
     finish(|report| steps(workspace, fast, report))
 }
 
-/// `test --soak`: nothing but that.
+/// `test --soak`: nothing but what takes long.
 pub fn soak(workspace: &Workspace, minutes: u64) -> Result<ExitCode> {
     finish(|report| {
         let toolchain = report.step("setup", |_| {
@@ -44,6 +47,13 @@ pub fn soak(workspace: &Workspace, minutes: u64) -> Result<ExitCode> {
             command
                 .args(["--test", "soak"])
                 .env("PENDGUARD_SOAK_MINUTES", minutes.to_string());
+            run_tests(&mut command, &["--nocapture"], counts)
+        })?;
+        report.step("joins", |counts| {
+            let mut command = privileged(workspace, "full");
+            command
+                .args(["--test", "joins"])
+                .env("PENDGUARD_JOINS", JOINS.to_string());
             run_tests(&mut command, &["--nocapture"], counts)
         })
     })
