@@ -54,6 +54,7 @@ impl Segments {
     #[inline(always)]
     pub fn forget(&self) {
         self.count.set(0);
+        self.found.set(found::NOTHING);
     }
 
     /// Where the path in progress begins within this send, if any of it lies there.
