@@ -56,9 +56,13 @@ pub const CALLERS: usize = 4;
 /// How long an engine may take to answer.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long it may take to set a mode: the first time that something is to be enforced, programs are loaded, and the verifier of a
+/// slow machine takes its time.
+pub const SETTING: Duration = Duration::from_secs(60);
+
 /// The engine did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the engine has not answered for {} s", DEADLINE.as_secs())]
+#[error("the engine has not answered in time")]
 pub struct Unresponsive;
 
 /// An engine as asynchronous code asks it: never on the runtime's own thread, and with a deadline, so that an engine
@@ -86,12 +90,12 @@ impl Handle {
 
     /// [`Engine::snapshot`].
     pub async fn snapshot(&self) -> Result<Snapshot, Unresponsive> {
-        self.ask(|engine| engine.snapshot()).await
+        self.ask(self.deadline, |engine| engine.snapshot()).await
     }
 
     /// [`Engine::ready`].
     pub async fn ready(&self) -> Result<Result<(), String>, Unresponsive> {
-        self.ask(|engine| engine.ready()).await
+        self.ask(self.deadline, |engine| engine.ready()).await
     }
 
     /// [`Engine::set_mode`]. What takes too long may still happen.
@@ -99,11 +103,13 @@ impl Handle {
         &self,
         change: ModeChange,
     ) -> Result<Result<ModeChanged, ModeRefused>, Unresponsive> {
-        self.ask(|engine| engine.set_mode(change)).await
+        self.ask(SETTING.max(self.deadline), |engine| engine.set_mode(change))
+            .await
     }
 
     async fn ask<T: Send + 'static>(
         &self,
+        deadline: Duration,
         question: impl FnOnce(&dyn Engine) -> T + Send + 'static,
     ) -> Result<T, Unresponsive> {
         let answer = async {
@@ -116,7 +122,7 @@ impl Handle {
             });
             task.await.ok()
         };
-        match tokio::time::timeout(self.deadline, answer).await {
+        match tokio::time::timeout(deadline, answer).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) | Err(_) => Err(Unresponsive),
         }

@@ -12,9 +12,10 @@ use tower::service_fn;
 
 use super::pb;
 use super::pb::agent_client::AgentClient;
+use crate::engine::SETTING;
 
 /// How long an agent may take for an answer.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Octets of an answer at most: a full node's replicas with long names are a few hundred KiB.
 const MAX_ANSWER: usize = 64 << 20;
 
@@ -67,7 +68,7 @@ pub struct Report {
 
 /// Asks for everything.
 pub async fn fetch(path: &Path) -> Result<Report, ClientError> {
-    let mut client = agent(path).await?;
+    let mut client = agent(path, DEADLINE).await?;
     let status = client
         .get_status(pb::GetStatusRequest {})
         .await
@@ -87,15 +88,15 @@ pub async fn set_mode(
     path: &Path,
     request: pb::SetModeRequest,
 ) -> Result<pb::SetModeResponse, ClientError> {
-    let mut client = agent(path).await?;
+    let mut client = agent(path, SETTING).await?;
     let response = client.set_mode(request).await;
     Ok(response
         .map_err(|status| refused(path, status))?
         .into_inner())
 }
 
-async fn agent(path: &Path) -> Result<AgentClient<Channel>, ClientError> {
-    let channel = connect(path).await?;
+async fn agent(path: &Path, deadline: Duration) -> Result<AgentClient<Channel>, ClientError> {
+    let channel = connect(path, deadline).await?;
     Ok(AgentClient::new(channel).max_decoding_message_size(MAX_ANSWER))
 }
 
@@ -106,8 +107,8 @@ fn refused(path: &Path, status: tonic::Status) -> ClientError {
     }
 }
 
-/// Connects to the agent on a socket.
-pub async fn connect(path: &Path) -> Result<Channel, ClientError> {
+/// Connects to the agent on a socket; it may take that long for an answer.
+pub async fn connect(path: &Path, deadline: Duration) -> Result<Channel, ClientError> {
     // Once before tonic does, which would bury the reason.
     let stream = UnixStream::connect(path).await.map_err(|source| {
         let path = path.to_owned();
@@ -134,7 +135,7 @@ pub async fn connect(path: &Path) -> Result<Channel, ClientError> {
     });
     // The authority is of no meaning on a Unix socket, but HTTP/2 wants one.
     Endpoint::from_static("http://localhost")
-        .timeout(DEADLINE)
+        .timeout(deadline)
         .connect_timeout(DEADLINE)
         .connect_with_connector(connector)
         .await

@@ -17,10 +17,10 @@ use super::pb;
 use super::pb::agent_server::AgentServer;
 use super::service::{About, AgentService};
 use super::socket::ApiSocket;
-use crate::engine::Handle;
+use crate::engine::{Handle, SETTING};
 
 /// How long a call may take. Streams are not meant: it is the time to their first answer.
-const CALL_DEADLINE: Duration = Duration::from_secs(15);
+const CALL_DEADLINE: Duration = SETTING.saturating_add(Duration::from_secs(5));
 /// Calls at once on one connection at most.
 const MAX_CALLS: usize = 32;
 
@@ -273,7 +273,9 @@ mod tests {
     #[tokio::test]
     async fn health_follows_readiness() {
         let running = start().await;
-        let channel = client::connect(&running.path).await.unwrap();
+        let channel = client::connect(&running.path, client::DEADLINE)
+            .await
+            .unwrap();
         let mut health = HealthClient::new(channel);
         let request = |service: &str| HealthCheckRequest {
             service: service.to_owned(),
@@ -295,7 +297,9 @@ mod tests {
     #[tokio::test]
     async fn reflection_names_the_services() {
         let running = start().await;
-        let channel = client::connect(&running.path).await.unwrap();
+        let channel = client::connect(&running.path, client::DEADLINE)
+            .await
+            .unwrap();
         let request = ServerReflectionRequest {
             host: String::new(),
             message_request: Some(MessageRequest::ListServices(String::new())),
@@ -318,7 +322,9 @@ mod tests {
     #[tokio::test]
     async fn a_stop_ends_it_and_removes_the_socket() {
         let running = start().await;
-        let channel = client::connect(&running.path).await.unwrap();
+        let channel = client::connect(&running.path, client::DEADLINE)
+            .await
+            .unwrap();
         let mut health = HealthClient::new(channel);
         let mut watch = health
             .watch(HealthCheckRequest::default())

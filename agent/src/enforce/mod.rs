@@ -156,6 +156,8 @@ impl Enforcement {
                     tap::adopt(directory, this.tap, enforcer).map_err(EnforceError::Found)?;
                 this.active = Some(activate(&mut tap, enforcer)?);
                 this.adopted = true;
+                // It may have run out since the last agent.
+                this.renew(&tap);
                 tracing::info!(directory = %directory.display(), "took over what was pinned");
                 tap
             }
