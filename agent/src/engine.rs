@@ -58,7 +58,7 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long it may take to set a mode: the first time that something is to be enforced, programs are loaded, and the verifier of a
 /// slow machine takes its time.
-pub const SETTING: Duration = Duration::from_secs(60);
+pub const SETTING: Duration = Duration::from_secs(120);
 
 /// The engine did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

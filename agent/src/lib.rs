@@ -14,6 +14,7 @@ pub mod export;
 pub mod host;
 pub mod inventory;
 pub mod logging;
+pub mod memory;
 pub mod model;
 pub mod observer;
 pub mod policy;

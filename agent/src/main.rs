@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use pendguard::cli::{self, Command, EXIT_USAGE, RunArgs};
 use pendguard::settings::Settings;
-use pendguard::{commands, errors, logging, run, tap, version};
+use pendguard::{commands, errors, logging, memory, run, tap, version};
 use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
+    memory::one_heap();
     let cli = match cli::parse(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(stop) => return stop.report().into(),

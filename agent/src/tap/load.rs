@@ -10,6 +10,7 @@ use aya::{Btf, Ebpf, EbpfLoader};
 
 use super::hooks::{Hook, Kind, Walk};
 use super::{TapError, tracefs};
+use crate::memory;
 use crate::model::ProgramStatus;
 
 /// The object that `cargo xtask build` made.
@@ -86,6 +87,12 @@ impl Object {
             .load(OBJECT)
             .map_err(|e| TapError::Load(Box::new(e)))?;
         Ok(Self { ebpf, btf: None })
+    }
+
+    /// Gives back the memory that loading took.
+    pub fn loaded(&mut self) {
+        self.btf = None;
+        memory::give_back();
     }
 
     /// Another handle of a map. The object keeps its own: an array of programs loses them with its last one.

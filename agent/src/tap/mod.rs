@@ -245,6 +245,7 @@ fn start_here(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
         .iter()
         .map(|hook| object.attach(hook, kind, &tracefs))
         .collect::<Result<_, _>>()?;
+    object.loaded();
     let maps = object.descriptors()?;
     let mut by_name = |name| object.map(name);
     let mut tap = Maps(&mut by_name).tap(kind, programs, maps)?;
@@ -346,6 +347,7 @@ impl Tap {
                 object.continue_in(walk, self.kind)?;
             }
             let hooks = attach_all(object, &EDITS, self.kind)?;
+            object.loaded();
             self.programs.extend(hooks);
         }
         match self.enforcer.take() {

@@ -5,17 +5,25 @@ use super::hooks::{
 };
 use super::load::{Object, verified};
 use crate::host::{Outcome, ProbeResult, ProgramProbe};
+use crate::memory;
 
 /// Whether programs can hang on functions here, and why not. Nothing stays attached.
 pub fn functions() -> Result<(), String> {
-    let mut object = Object::load().map_err(|e| e.to_string())?;
-    object.attach_for_a_trial(&FIRST_FUNCTION)
+    tried(|object| object.attach_for_a_trial(&FIRST_FUNCTION))
 }
 
 /// Whether programs may write to the memory of processes here, and why not.
 pub fn writes() -> Result<(), String> {
-    let mut object = Object::load().map_err(|e| e.to_string())?;
-    object.program_loaded(REWRITES[0].program, "").map(drop)
+    tried(|object| object.program_loaded(REWRITES[0].program, "").map(|_| ()))
+}
+
+/// Tries something with an object of its own, of which nothing stays.
+fn tried(what: impl FnOnce(&mut Object) -> Result<(), String>) -> Result<(), String> {
+    let result = Object::load()
+        .map_err(|e| e.to_string())
+        .and_then(|mut object| what(&mut object));
+    memory::give_back();
+    result
 }
 
 /// Loads every program for a trial; for `pendguard doctor`. Nothing is attached, and all of it is gone afterwards.
