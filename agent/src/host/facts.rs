@@ -322,7 +322,7 @@ mod tests {
         for hook in HOOKS.iter().chain(&HOLDS) {
             write(
                 root,
-                &format!("{TRACEFS}/events/{}/id", hook.place()),
+                &format!("{TRACEFS}/events/{}/id", hook.place(Kind::Tracepoint)),
                 "1\n",
             );
         }
