@@ -136,6 +136,8 @@ pub fn go(ctx: &impl Exit, s: &Scratch, walk: u32) -> u32 {
 pub const NOT_GATED: u32 = 0;
 const GATED: u32 = 1;
 const MISSED: u32 = 2;
+/// The same, and the server's table has a substitute in it: a client that indexes its path refers to that.
+const MISSED_LATCHED: u32 = 3;
 
 /// Values of `Scratch::begun`.
 pub const NOT_BEGUN: u32 = 0;
@@ -201,6 +203,8 @@ fn follow(ctx: &impl Exit) -> u32 {
     let missed = tracked.passed.get() < tracked.sent.get() + s.total.get();
     s.gated.set(if tracked.gated.get() == 0 {
         NOT_GATED
+    } else if missed && tracked.latched.get() != 0 {
+        MISSED_LATCHED
     } else if missed {
         MISSED
     } else {
@@ -451,6 +455,8 @@ fn count(s: &Scratch, class: u32, n: u32) {
     let (number, column) = if class >= walk::LATCHED {
         // It was rewritten, or refers to what was.
         (class - walk::LATCHED, verdict::REJECTED)
+    } else if s.gated.get() == MISSED_LATCHED {
+        (class - walk::WATCHED, verdict::REJECTED)
     } else if ruling == verdict::REJECTED {
         failed(why(s, note), n as u64);
         (class - walk::WATCHED, verdict::ADMITTED)

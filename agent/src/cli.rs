@@ -219,12 +219,11 @@ pub struct ModeArgs {
 /// How calls are rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Enforcer {
-    /// The best that there is: in this version, gate
+    /// rewrite where the kernel allows it, else gate
     Auto,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// In the sender's buffer, put back when the system call is over (CAP_SYS_ADMIN, no lockdown)
     Rewrite,
-    /// Before the source's Unix socket, as it receives (Linux 5.15)
+    /// Before the source's end of the connection: Unix sockets (CAP_NET_ADMIN)
     Gate,
 }
 
@@ -241,10 +240,9 @@ pub enum Answer {
 /// How sends are observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Tap {
-    /// The best that there is: in this version, tracepoints
+    /// fentry where the kernel allows it, else tracepoint
     Auto,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// The functions behind the system calls (fentry, fexit): no other system call pays
     Fentry,
     /// The tracepoints of the system calls (Linux 5.15)
     Tracepoint,

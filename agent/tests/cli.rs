@@ -66,7 +66,7 @@ fn help_and_version_are_no_errors() {
         assert!(help.contains(text), "{text}: {help}");
     }
     // What comes later isn't promised.
-    for text in ["kube", "quiet", "fentry", "rewrite"] {
+    for text in ["kube", "quiet"] {
         assert!(!help.contains(text), "{text}: {help}");
     }
 }
@@ -79,14 +79,7 @@ fn bad_flags_are_64_and_named() {
         (&["run", "--nothing"], "--nothing"),
         (&["run", "--mode", "loud"], "--mode"),
         (&["run", "--answer", "quiet"], "--answer quiet"),
-        (
-            &["run", "--tap", "fentry"],
-            "--tap fentry: not in this version",
-        ),
-        (
-            &["run", "--enforcer", "rewrite"],
-            "--enforcer rewrite: not in this version",
-        ),
+        (&["run", "--tap", "kprobe"], "--tap"),
         (&["run", "--lease", "1s"], "shorter than 10s"),
         (&["run", "--lease", "8d"], "longer than 7d"),
         (&["run", "--pin-dir", "here"], "--pin-dir"),
@@ -122,11 +115,10 @@ fn bad_variables_are_64_and_named() {
         ),
         ("PENDGUARD_MODE", "", "environment variable PENDGUARD_MODE"),
         ("PENDGUARD_ANSWER", "quiet", "PENDGUARD_ANSWER=quiet"),
-        ("PENDGUARD_TAP", "fentry", "PENDGUARD_TAP=fentry"),
         (
-            "PENDGUARD_ENFORCER",
-            "rewrite",
-            "PENDGUARD_ENFORCER=rewrite",
+            "PENDGUARD_TAP",
+            "kprobe",
+            "environment variable PENDGUARD_TAP",
         ),
         (
             "PENDGUARD_LEASE",
@@ -275,14 +267,13 @@ fn doctor_answers_everywhere() {
         report["enforcement"]["outcome"] == "supported",
         json.status == 0
     );
-    assert_eq!(report["enforcer"] == "gate", json.status == 0);
+    assert_eq!(report["enforcer"].is_string(), json.status == 0);
     assert_eq!(report["agent"]["running"], false);
     let people = run(pendguard(&["doctor", "--api-socket"]).arg(&socket));
     assert_eq!(people.status, json.status);
+    // At most one of two enforcers is used; of the others it is said why.
     assert!(
-        people
-            .out
-            .contains("not used     enforcer rewrite: not in this version\n"),
+        people.out.contains("not used     enforcer "),
         "{}",
         people.out
     );

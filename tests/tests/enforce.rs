@@ -71,23 +71,21 @@ async fn exact(client: ClientKind, source: SourceKind, n: u64) -> Result<()> {
     let scrape = agent.scrape().await?;
     for (replica, admitted, late) in &done {
         let found = counts(replica, &scrape);
-        // What was called before the gate stood was admitted and handled.
-        let wanted = if matches!(replica.number, 1 | 2) {
-            [*admitted, found[1], 0]
-        } else {
-            [n, 0, 0]
-        };
-        ensure!(
-            found == wanted,
-            "{}: {found:?} is not {wanted:?}",
-            replica.pod.name
-        );
-        if wanted[1] != 0 {
-            ensure!(
-                found[1] > n - late && found[1] <= n - late + 2,
-                "{found:?}: the calls, and the one that was waited for"
-            );
+        let name = &replica.pod.name;
+        if !matches!(replica.number, 1 | 2) {
+            ensure!(found == [n, 0, 0], "{name}: {found:?} is not {n} admitted");
+            continue;
         }
+        // What was called before the enforcer was there was admitted and handled. Of what the source was faster with, some may be
+        // counted by nobody.
+        ensure!(
+            found[2] == 0 && found[0] <= *admitted && found[0] + late >= *admitted,
+            "{name}: {found:?}, {admitted} admitted, {late} late"
+        );
+        ensure!(
+            found[1] > n - late && found[1] <= n - late + 2,
+            "{name}: {found:?}: the calls, and the one that was waited for"
+        );
     }
     ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
     ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
