@@ -59,6 +59,9 @@ const ENFORCING: [&str; 3] = ["enforce", "enforce_faults", "rewrite"];
 /// Those of them that are about one enforcer.
 const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 
+/// Those that are about tracepoints, or about no tap.
+const ONLY_TRACEPOINT: [&str; 2] = ["agent", "fixtures"];
+
 /// What `cargo xtask test` runs of them: the programs load, count, reject and go, for every system call, and for clients that
 /// index paths and that don't.
 const CHECKED: [&str; 6] = [
@@ -516,6 +519,7 @@ fn test_jobs(
             let only = ONLY_WITH.iter().find(|(test, _)| *test == name);
             if ENFORCING.contains(&name) == (variant.enforcer == NONE)
                 || only.is_some_and(|(_, enforcer)| *enforcer != variant.enforcer)
+                || ONLY_TRACEPOINT.contains(&name) && variant.tap != "tracepoint"
             {
                 continue;
             }
