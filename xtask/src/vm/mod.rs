@@ -62,15 +62,13 @@ const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 /// Those that are about tracepoints, or about no tap.
 const ONLY_TRACEPOINT: [&str; 2] = ["agent", "fixtures"];
 
-/// What `cargo xtask test` runs of them: the programs load, count, reject and go, for every system call, and for clients that
-/// index paths and that don't.
-const CHECKED: [&str; 6] = [
+/// What `cargo xtask test` runs of them: the programs load, count, reject and go, for every system call.
+const CHECKED: [&str; 5] = [
     "fixtures",
     "agent",
     "sends",
     "rewrite",
     "enforce::tonic_on_rust",
-    "enforce::grpc_go_on_rust",
 ];
 
 /// How many machines it runs at once: a test keeps about one processor of its machine busy.
