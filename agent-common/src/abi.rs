@@ -437,6 +437,30 @@ impl Failure {
     }
 }
 
+/// A [`Failure`], or none, in memory: all zero is none.
+#[repr(transparent)]
+pub struct Why(Vol<u32>);
+
+impl Why {
+    /// None.
+    #[inline(always)]
+    pub fn clear(&self) {
+        self.0.set(0);
+    }
+
+    /// This one.
+    #[inline(always)]
+    pub fn set(&self, why: Failure) {
+        self.0.set(why as u32 + 1);
+    }
+
+    /// Which, if any.
+    #[inline(always)]
+    pub fn get(&self) -> Option<Failure> {
+        Failure::of(self.0.get().wrapping_sub(1))
+    }
+}
+
 /// Counters of the whole node. The only value of its map; read through `mmap`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

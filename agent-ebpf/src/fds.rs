@@ -8,10 +8,8 @@
 use agent_common::abi::{ConnKey, Target};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use aya_ebpf::macros::{fentry, fexit, tracepoint};
-use aya_ebpf::programs::{FEntryContext, FExitContext, TracePointContext};
 
-use crate::hook::{Exit, Files, Hook, Sockets};
+use crate::hook::{Exit, Hook, programs};
 use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, SOCKETS, TARGETS, add};
 use crate::tap::gauge;
 
@@ -21,32 +19,17 @@ const ONE_BY_ONE: u32 = 32;
 /// `connect` goes on by itself; the descriptor is a socket all the same.
 const EINPROGRESS: i64 = -115;
 
-/// The two programs of a system call, of which one is attached.
-macro_rules! ends {
-    ($($tracepoint:ident $fentry:ident $body:ident;)*) => {$(
-        #[tracepoint]
-        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
-            $body(&ctx)
-        }
-
-        #[fentry]
-        pub fn $fentry(ctx: FEntryContext) -> u32 {
-            // Which file it is of makes no difference: it continues in no other program.
-            $body(&Files(ctx))
-        }
-    )*};
+programs! {
+    fentry FEntryContext:
+    fd_close, fd_close_fentry Files |ctx| ended(ctx, 0);
+    fd_close_range, fd_close_range_fentry Files |ctx| close_range(ctx);
+    fd_dup2, fd_dup2_fentry Files |ctx| dup2(ctx);
+    fd_dup3, fd_dup3_fentry Files |ctx| ended(ctx, 1);
 }
 
-ends! {
-    fd_close fd_close_fentry close;
-    fd_close_range fd_close_range_fentry close_range;
-    fd_dup2 fd_dup2_fentry dup2;
-    fd_dup3 fd_dup3_fentry dup3;
-}
-
-#[inline(always)]
-fn close(ctx: &impl Hook) -> u32 {
-    ended(ctx, 0)
+programs! {
+    fexit FExitContext:
+    fd_connect, fd_connect_fexit Sockets |ctx| connected(ctx);
 }
 
 /// `dup2(old, new)` closes `new`.
@@ -56,11 +39,6 @@ fn dup2(ctx: &impl Hook) -> u32 {
     if old as u32 == new as u32 {
         return 0;
     }
-    ended(ctx, 1)
-}
-
-#[inline(always)]
-fn dup3(ctx: &impl Hook) -> u32 {
     ended(ctx, 1)
 }
 
@@ -94,16 +72,6 @@ fn close_range(ctx: &impl Hook) -> u32 {
         }
     }
     0
-}
-
-#[tracepoint]
-pub fn fd_connect(ctx: TracePointContext) -> u32 {
-    connected(&ctx)
-}
-
-#[fexit]
-pub fn fd_connect_fexit(ctx: FExitContext) -> u32 {
-    connected(&Sockets(ctx))
 }
 
 /// The exit of `connect`: the descriptor is a socket.

@@ -159,39 +159,25 @@ impl Exit for Sockets<FExitContext> {
     }
 }
 
-/// A program that others continue in, for each kind of hook.
-macro_rules! walks {
-    (exit $($tracepoint:ident $files:ident $sockets:ident $body:ident;)*) => {$(
+/// Programs that are there for each kind of hook, with one body: `TRACEPOINT, FUNCTION OF... |ctx| BODY`, where `OF` is
+/// [`Files`] or [`Sockets`]. What the functions' programs are, fentry or fexit, is said in front.
+macro_rules! programs {
+    ($attribute:ident $context:ident: $(
+        $tracepoint:ident, $($function:ident $of:ident),+ |$ctx:ident| $body:expr;
+    )*) => {$(
         #[aya_ebpf::macros::tracepoint]
-        pub fn $tracepoint(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
-            $body(&ctx)
+        pub fn $tracepoint(context: aya_ebpf::programs::TracePointContext) -> u32 {
+            let $ctx = &context;
+            $body
         }
 
-        #[aya_ebpf::macros::fexit]
-        pub fn $files(ctx: aya_ebpf::programs::FExitContext) -> u32 {
-            $body(&crate::hook::Files(ctx))
-        }
-
-        #[aya_ebpf::macros::fexit]
-        pub fn $sockets(ctx: aya_ebpf::programs::FExitContext) -> u32 {
-            $body(&crate::hook::Sockets(ctx))
-        }
-    )*};
-    (entry $($tracepoint:ident $files:ident $sockets:ident $body:ident;)*) => {$(
-        #[aya_ebpf::macros::tracepoint]
-        pub fn $tracepoint(ctx: aya_ebpf::programs::TracePointContext) -> u32 {
-            $body(&ctx)
-        }
-
-        #[aya_ebpf::macros::fentry]
-        pub fn $files(ctx: aya_ebpf::programs::FEntryContext) -> u32 {
-            $body(&crate::hook::Files(ctx))
-        }
-
-        #[aya_ebpf::macros::fentry]
-        pub fn $sockets(ctx: aya_ebpf::programs::FEntryContext) -> u32 {
-            $body(&crate::hook::Sockets(ctx))
-        }
+        $(
+            #[aya_ebpf::macros::$attribute]
+            pub fn $function(context: aya_ebpf::programs::$context) -> u32 {
+                let $ctx = &crate::hook::$of(context);
+                $body
+            }
+        )+
     )*};
 }
-pub(crate) use walks;
+pub(crate) use programs;

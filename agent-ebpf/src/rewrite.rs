@@ -17,10 +17,8 @@ use agent_common::h2::walk::{Outcome, Source};
 use agent_common::vol::{Vol, masked, positive};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_probe_read_user, bpf_probe_write_user};
-use aya_ebpf::macros::{fentry, tracepoint};
-use aya_ebpf::programs::{FEntryContext, TracePointContext};
 
-use crate::hook::{Exit, Files, Hook, Sockets, walks};
+use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
     closing, failed, leased,
@@ -44,26 +42,19 @@ pub struct Edits {
     journal: Journal,
 }
 
-/// The two programs of a send, of which one is attached.
-macro_rules! sends {
-    ($($tracepoint:ident $fentry:ident $of:ident $shape:ident;)*) => {$(
-        #[tracepoint]
-        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
-            entered(&ctx, Shape::$shape)
-        }
-
-        #[fentry]
-        pub fn $fentry(ctx: FEntryContext) -> u32 {
-            entered(&$of(ctx), Shape::$shape)
-        }
-    )*};
+programs! {
+    fentry FEntryContext:
+    edit_write, edit_write_fentry Files |ctx| entered(ctx, Shape::Buffer);
+    edit_writev, edit_writev_fentry Files |ctx| entered(ctx, Shape::Vector);
+    edit_sendto, edit_sendto_fentry Sockets |ctx| entered(ctx, Shape::Buffer);
+    edit_sendmsg, edit_sendmsg_fentry Sockets |ctx| entered(ctx, Shape::Message);
+    edit_walk, edit_walk_fentry Files, edit_walk_fentry_net Sockets |ctx| edits(ctx);
 }
 
-sends! {
-    edit_write edit_write_fentry Files Buffer;
-    edit_writev edit_writev_fentry Files Vector;
-    edit_sendto edit_sendto_fentry Sockets Buffer;
-    edit_sendmsg edit_sendmsg_fentry Sockets Message;
+programs! {
+    fexit FExitContext:
+    mend, mend_fexit Files, mend_fexit_net Sockets |ctx| mended(ctx);
+    replay, replay_fexit Files, replay_fexit_net Sockets |ctx| replayed(ctx);
 }
 
 /// The entry of a send.
@@ -140,17 +131,6 @@ fn entered(ctx: &impl Hook, shape: Shape) -> u32 {
     s.segments.forget();
     ctx.go_on(walks::EDIT);
     0
-}
-
-walks! {
-    entry
-    edit_walk edit_walk_fentry edit_walk_fentry_net edits;
-}
-
-walks! {
-    exit
-    mend mend_fexit mend_fexit_net mended;
-    replay replay_fexit replay_fexit_net replayed;
 }
 
 /// Walks what is about to be sent, and overwrites what is to be rejected.
@@ -285,7 +265,7 @@ fn mended(ctx: &impl Exit) -> u32 {
     }
     restore(s, &edits.journal);
     if let Some(why) = edits.journal.failure() {
-        s.failure.set(why as u32 + 1);
+        s.failure.set(why);
     }
     if s.total.get() as i64 <= 0 || edits.stale.get() != 0 {
         let _ = EDITS.remove(thread);

@@ -1,6 +1,6 @@
 //! The bytes of a send, where the sender keeps them: one buffer or an array of them, in user memory.
 
-use agent_common::abi::{ConnKey, Tracked};
+use agent_common::abi::{ConnKey, Tracked, Why};
 use agent_common::h2::edit::Segments;
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::walk::Source;
@@ -65,8 +65,8 @@ pub struct Scratch {
     pub running: Vol<u32>,
     /// A request whose path is still to be looked up in the journal has ended.
     pub pending: Vol<u32>,
-    /// Why a call of this send was not rewritten (`Failure`'s number + 1), or 0.
-    pub failure: Vol<u32>,
+    /// Why a call of this send was not rewritten.
+    pub failure: Why,
     /// Where the path in progress lies.
     pub segments: Segments,
     window: [Vol<u8>; WINDOW as usize],

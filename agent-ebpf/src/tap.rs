@@ -12,10 +12,8 @@ use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::track::{self, Begin, End, status};
 use agent_common::h2::walk::{self, Conn, Fault, Outcome};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::macros::{fexit, tracepoint};
-use aya_ebpf::programs::{FExitContext, TracePointContext};
 
-use crate::hook::{Exit, Files, Hook, Sockets, walks};
+use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, closing, event_lost,
     failed, leased, unparsed,
@@ -52,26 +50,14 @@ impl Shape {
     }
 }
 
-/// A send's two programs, of which one is attached.
-macro_rules! sends {
-    ($($tracepoint:ident $fexit:ident $of:ident $shape:ident;)*) => {$(
-        #[tracepoint]
-        pub fn $tracepoint(ctx: TracePointContext) -> u32 {
-            sent(&ctx, Shape::$shape)
-        }
-
-        #[fexit]
-        pub fn $fexit(ctx: FExitContext) -> u32 {
-            sent(&$of(ctx), Shape::$shape)
-        }
-    )*};
-}
-
-sends! {
-    tap_write tap_write_fexit Files Buffer;
-    tap_writev tap_writev_fexit Files Vector;
-    tap_sendto tap_sendto_fexit Sockets Buffer;
-    tap_sendmsg tap_sendmsg_fexit Sockets Message;
+programs! {
+    fexit FExitContext:
+    tap_write, tap_write_fexit Files |ctx| sent(ctx, Shape::Buffer);
+    tap_writev, tap_writev_fexit Files |ctx| sent(ctx, Shape::Vector);
+    tap_sendto, tap_sendto_fexit Sockets |ctx| sent(ctx, Shape::Buffer);
+    tap_sendmsg, tap_sendmsg_fexit Sockets |ctx| sent(ctx, Shape::Message);
+    tap_follow, tap_follow_fexit Files, tap_follow_fexit_net Sockets |ctx| follow(ctx);
+    tap_open, tap_open_fexit Files, tap_open_fexit_net Sockets |ctx| opened(ctx);
 }
 
 /// The exit of a send.
@@ -98,7 +84,7 @@ fn sent(ctx: &impl Exit, shape: Shape) -> u32 {
     }
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
-    s.failure.set(0);
+    s.failure.clear();
     s.begun.set(NOT_BEGUN);
     s.total.set(ret as u64);
     if ret > 0 {
@@ -158,12 +144,6 @@ pub fn scratch<'a>(ctx: &impl Hook) -> Option<&'a Scratch> {
     SCRATCH
         .get_ptr(ctx.place())
         .map(|scratch| unsafe { &*scratch })
-}
-
-walks! {
-    exit
-    tap_follow tap_follow_fexit tap_follow_fexit_net follow;
-    tap_open tap_open_fexit tap_open_fexit_net opened;
 }
 
 /// Walks a send of a connection that is in sync: the common case, in place, with one look-up.
@@ -472,7 +452,7 @@ fn count(s: &Scratch, class: u32, n: u32) {
 /// Why a call went through that should have been rejected.
 #[inline(always)]
 fn why(s: &Scratch, note: Option<u32>) -> Failure {
-    if let Some(why) = Failure::of(s.failure.get().wrapping_sub(1)) {
+    if let Some(why) = s.failure.get() {
         return why;
     }
     if s.gated.get() == MISSED {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::{Agent, Scrape};
+use crate::peers::Client;
 use crate::protocol::{Background, Method, Tally};
 use crate::replica::Replica;
 use crate::scale::amount;
@@ -88,11 +89,20 @@ pub async fn all(replica: &mut Replica, n: u64, admitted: bool) -> Result<u64> {
 /// # Errors
 /// Something was.
 pub async fn intact(replica: &mut Replica) -> Result<Background> {
-    let background = replica.client.background_off().await?;
+    intact_of(&mut replica.client)
+        .await
+        .with_context(|| replica.pod.name.clone())
+}
+
+/// The same of a client that is no replica's.
+///
+/// # Errors
+/// As of [`intact`].
+pub async fn intact_of(client: &mut Client) -> Result<Background> {
+    let background = client.background_off().await?;
     ensure!(
         background.intact && background.errors.is_empty() && background.messages > 0,
-        "{}: {background:?}",
-        replica.pod.name
+        "{background:?}"
     );
     Ok(background)
 }

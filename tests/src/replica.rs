@@ -117,7 +117,8 @@ impl Replica {
 }
 
 /// How the source of a pod is started.
-fn source_options(directory: &TempDir, kind: SourceKind, pod: &Pod) -> SourceOptions {
+#[must_use]
+pub fn source_options(directory: &TempDir, kind: SourceKind, pod: &Pod) -> SourceOptions {
     let mut options = SourceOptions {
         kind,
         ..SourceOptions::new(directory.path().join("source.sock"))

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, binary};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::enforcing::{
-    JOIN_LIMIT, RATE, all, counts, intact, rejections, set_mode, until_rejected,
+    JOIN_LIMIT, RATE, all, counts, intact, intact_of, rejections, set_mode, until_rejected,
 };
 use pendguard_tests::peers::{Client, ClientKind, Source, SourceKind, SourceOptions};
 use pendguard_tests::protocol::Method;
-use pendguard_tests::replica::{Replica, client_options};
+use pendguard_tests::replica::{Replica, client_options, source_options};
 use pendguard_tests::scale::amount;
 use pendguard_tests::stress::pair::Pair;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
@@ -244,13 +244,10 @@ async fn tcp() -> Result<()> {
     let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
     let pod = Pod::mono_vertex("tcp", "1");
     let directory = tempfile::tempdir()?;
-    let mut options = SourceOptions {
+    let options = SourceOptions {
         also_tcp: true,
-        ..SourceOptions::new(directory.path().join("source.sock"))
+        ..source_options(&directory, SourceKind::Rust, &pod)
     };
-    for (name, value) in pod.udsource() {
-        options = options.env(name, value);
-    }
     let mut source = Source::start(&options).await?;
     let target = source.tcp().context("it listens on TCP")?;
     let mut client = Client::start(ClientKind::Tonic, &target, &client_options(&pod)).await?;
@@ -272,11 +269,7 @@ async fn tcp() -> Result<()> {
         "{counted}, {handled} of {calls}"
     );
     ensure!(scrape.pending(&pod.name, "rejected") == 0, "{scrape:?}");
-    let background = client.background_off().await?;
-    ensure!(
-        background.intact && background.errors.is_empty(),
-        "{background:?}"
-    );
+    intact_of(&mut client).await?;
     agent.stop().await?;
     Ok(())
 }
@@ -299,11 +292,8 @@ async fn other_namespaces() -> Result<()> {
     for number in [1, 0] {
         let pod = Pod::mono_vertex("namespaces", &number.to_string());
         let directory = tempfile::tempdir()?;
-        let mut options = SourceOptions::new(directory.path().join("source.sock"));
+        let mut options = source_options(&directory, SourceKind::Rust, &pod);
         options.launch.launcher.clone_from(&launcher);
-        for (name, value) in pod.udsource() {
-            options = options.env(name, value);
-        }
         let mut source = Source::start(&options).await?;
         let mut options = client_options(&pod);
         options.launch.launcher.clone_from(&launcher);
@@ -325,11 +315,7 @@ async fn other_namespaces() -> Result<()> {
             "{called:?}"
         );
         ensure!(handled == wanted.0, "{handled} handled");
-        let background = client.background_off().await?;
-        ensure!(
-            background.intact && background.errors.is_empty(),
-            "{background:?}"
-        );
+        intact_of(&mut client).await?;
         client.quit().await?;
         source.quit().await?;
     }

@@ -9,7 +9,7 @@ use super::journal::{id_of, spelling_of};
 use super::paths::Paths;
 use super::substitute::{INDEX, Spelling, Substitute};
 use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
-use crate::abi::Failure;
+use crate::abi::{Failure, Why};
 use crate::vol::{Vol, masked};
 
 /// Places in which a path may lie within one send: a sender may hand it over in pieces.
@@ -24,8 +24,8 @@ pub struct Segments {
     from: [Vol<u32>; SEGMENTS],
     /// Pieces; [`SEGMENTS`] + 1: more than there is room for.
     count: Vol<u32>,
-    /// Why the last watched path was not substituted ([`Failure`]'s number + 1), or 0.
-    failed: Vol<u32>,
+    /// Why the last watched path was not substituted.
+    failed: Why,
     /// One of [`found`].
     found: Vol<u32>,
     /// Fills up.
@@ -84,12 +84,12 @@ impl Segments {
     /// Why the watched path of the request that just ended was not substituted, where it should have been.
     #[inline(always)]
     pub fn failure(&self) -> Option<Failure> {
-        Failure::of(self.failed.get().wrapping_sub(1))
+        self.failed.get()
     }
 
     #[inline(always)]
     fn fail(&self, why: Failure) {
-        self.failed.set(why as u32 + 1);
+        self.failed.set(why);
     }
 
     /// The next octet of the path, `at` octets from its beginning, lies at `place`.
@@ -198,7 +198,7 @@ pub fn step<S: Placed, P: Paths>(
 pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
     let kind = segments.found.get();
     segments.found.set(found::NOTHING);
-    segments.failed.set(0);
+    segments.failed.clear();
     let path = c.path.get();
     if !(WATCHED..LATCHED).contains(&path) {
         return;
@@ -240,7 +240,7 @@ pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
 /// ([`Journal::cut`](super::journal::Journal::cut)), so are the octets of this send.
 #[inline(always)]
 pub fn finish<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
-    segments.failed.set(0);
+    segments.failed.clear();
     if let Some(at) = c.unfinished()
         && c.is_substituted()
         && segments.begun()

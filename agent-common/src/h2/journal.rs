@@ -8,7 +8,7 @@
 use super::edit::Segments;
 use super::substitute::Substitute;
 use super::walk::Conn;
-use crate::abi::Failure;
+use crate::abi::{Failure, Why};
 use crate::vol::{Vol, masked};
 
 /// Calls that one send may have rejected.
@@ -50,8 +50,8 @@ pub struct Journal {
     mark: Vol<u32>,
     /// Calls that the replay has passed.
     replayed: Vol<u32>,
-    /// Why the last call was not rejected that should have been ([`Failure`]'s number + 1), or 0.
-    failed: Vol<u32>,
+    /// Why the last call was not rejected that should have been.
+    failed: Why,
     /// Fills up.
     reserved: Vol<u32>,
 }
@@ -151,13 +151,13 @@ impl Journal {
     /// Notes why a call was not rejected.
     #[inline(always)]
     pub fn fail(&self, why: Failure) {
-        self.failed.set(why as u32 + 1);
+        self.failed.set(why);
     }
 
     /// Why a call was not rejected, if one was not.
     #[inline(always)]
     pub fn failure(&self) -> Option<Failure> {
-        Failure::of(self.failed.get().wrapping_sub(1))
+        self.failed.get()
     }
 
     /// Pieces that were overwritten; at most [`PIECES`].

@@ -160,6 +160,26 @@ fn enforce(bytes: &[u8], cuts: &Cuts, reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
 const IS_LATCHED: std::ops::Range<u32> = LATCHED..LATCHED + MAX_PATHS as u32;
 const IS_WATCHED: std::ops::Range<u32> = WATCHED..LATCHED;
 
+/// A client's stream, of which every request can be told.
+fn built(choices: &[u8]) -> Builder {
+    let mut builder = Builder::new(Habits {
+        gaps: false,
+        malformed: false,
+        ..Habits::WILD
+    });
+    builder.run(&mut Choices::new(choices));
+    builder
+}
+
+/// One after the other, and from the beginning again.
+fn tosses(coins: &[bool]) -> impl Fn() -> bool + '_ {
+    let tossed = Cell::new(0);
+    move || {
+        tossed.set(tossed.get() + 1);
+        coins[tossed.get() % coins.len()]
+    }
+}
+
 /// That a server reads in `bytes` what is said of each request of `sent`, and that all else is as it was.
 fn same_as_said(
     sent: &Parsed,
@@ -200,12 +220,10 @@ proptest! {
     fn a_server_reads_what_the_enforcer_says(
         stream in vec(any::<u8>(), 0..600), cuts in vec(any::<u8>(), 0..200), coins in vec(any::<bool>(), 1..20),
     ) {
-        let mut builder = Builder::new(Habits { gaps: false, malformed: false, ..Habits::WILD });
-        builder.run(&mut Choices::new(&stream));
+        let builder = built(&stream);
         let sent = parse(&builder.bytes);
         prop_assert_eq!(sent.stop, Stop::End);
-        let tossed = Cell::new(0);
-        let toss = || { tossed.set(tossed.get() + 1); coins[tossed.get() % coins.len()] };
+        let toss = tosses(&coins);
         let cuts = Cuts::random(&mut Choices::new(&cuts), builder.bytes.len());
         let (bytes, requests) = enforce(&builder.bytes, &cuts, &toss);
         same_as_said(&sent, &bytes, requests)?;
@@ -214,8 +232,7 @@ proptest! {
     /// Whole, and with every call to be rejected: not one gets through.
     #[test]
     fn nothing_watched_gets_through(stream in vec(any::<u8>(), 0..600)) {
-        let mut builder = Builder::new(Habits { gaps: false, malformed: false, ..Habits::WILD });
-        builder.run(&mut Choices::new(&stream));
+        let builder = built(&stream);
         let cuts = Cuts::none(builder.bytes.len());
         let (bytes, requests) = enforce(&builder.bytes, &cuts, &|| true);
         let substitutes = Substitutes::new();
@@ -232,8 +249,7 @@ proptest! {
     /// Nothing is to be rejected: not one octet changes.
     #[test]
     fn without_a_rejection_nothing_changes(stream in vec(any::<u8>(), 0..600), cuts in vec(any::<u8>(), 0..200)) {
-        let mut builder = Builder::new(Habits { gaps: false, malformed: false, ..Habits::WILD });
-        builder.run(&mut Choices::new(&stream));
+        let builder = built(&stream);
         let cuts = Cuts::random(&mut Choices::new(&cuts), builder.bytes.len());
         let (bytes, _) = enforce(&builder.bytes, &cuts, &|| false);
         prop_assert_eq!(bytes, builder.bytes);
@@ -422,12 +438,10 @@ proptest! {
     fn what_is_rewritten_in_parts(
         stream in vec(any::<u8>(), 0..600), cuts in vec(any::<u8>(), 1..200), coins in vec(any::<bool>(), 1..20),
     ) {
-        let mut builder = Builder::new(Habits { gaps: false, malformed: false, ..Habits::WILD });
-        builder.run(&mut Choices::new(&stream));
+        let builder = built(&stream);
         let sent = parse(&builder.bytes);
         prop_assert_eq!(sent.stop, Stop::End);
-        let tossed = Cell::new(0);
-        let toss = || { tossed.set(tossed.get() + 1); coins[tossed.get() % coins.len()] };
+        let toss = tosses(&coins);
         let (bytes, requests) = rewrite(&builder.bytes, &cuts, &toss);
         same_as_said(&sent, &bytes, requests)?;
     }
@@ -435,8 +449,7 @@ proptest! {
     /// The same, cut within every path.
     #[test]
     fn what_is_rewritten_octet_by_octet(stream in vec(any::<u8>(), 0..300), length in 1u8..12) {
-        let mut builder = Builder::new(Habits { gaps: false, malformed: false, ..Habits::WILD });
-        builder.run(&mut Choices::new(&stream));
+        let builder = built(&stream);
         let sent = parse(&builder.bytes);
         // Sends of 24 octets and more, of which a few are sent.
         let (bytes, requests) = rewrite(&builder.bytes, &[60, length * 2], &|| true);

@@ -147,7 +147,7 @@ fn required(id: &'static str, found: Known<(bool, String)>, consequence: &str) -
     }
 }
 
-/// A check of what `need` needs, and audit doesn't.
+/// The same for what something else needs.
 fn needed_for(
     need: Need,
     id: &'static str,
@@ -666,14 +666,12 @@ fn fentry(probe: &ProbeResult) -> Check {
             && (WALKS.iter().any(|walk| walk.program == program.name)
                 || HOOKS.iter().any(|hook| hook.program == program.name))
     });
-    Check {
-        needed_for: Need::Information,
-        ..required(
-            FENTRY,
-            found,
-            "The tap hangs on tracepoints, which put every system call of the node on the slow path.",
-        )
-    }
+    needed_for(
+        Need::Information,
+        FENTRY,
+        found,
+        "The tap hangs on tracepoints, which put every system call of the node on the slow path.",
+    )
 }
 
 fn cgroup(facts: &Facts) -> Check {
