@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::model::{Mode, Snapshot};
 use crate::policy::{ModeChange, TooManyOverrides};
+use crate::watch::Subscription;
 
 /// The observing part of the agent: tap, discovery and inventory.
 ///
@@ -23,6 +24,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Sets a mode at run time. It is in effect for every replica on the node, and those to come, when this returns.
     fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused>;
+
+    /// From now on, every call of a watched method as it happens. It never blocks.
+    fn watch(&self) -> Subscription;
 }
 
 /// What a change of mode came to.
@@ -107,6 +111,11 @@ impl Handle {
             .await
     }
 
+    /// [`Engine::watch`].
+    pub fn watch(&self) -> Subscription {
+        self.engine.watch()
+    }
+
     async fn ask<T: Send + 'static>(
         &self,
         deadline: Duration,
@@ -139,9 +148,11 @@ pub(crate) mod fake {
 
     use super::{Engine, ModeChanged, ModeRefused};
     use crate::model::{
-        Answer, Identity, Kind, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+        Answer, Identity, Kind, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot,
+        Verdict,
     };
     use crate::policy::{ModeChange, Policy};
+    use crate::watch::{Hub, Subscription};
 
     /// The method that is watched by default.
     pub const PENDING: &str = "/source.v1.Source/PendingFn";
@@ -152,6 +163,8 @@ pub(crate) mod fake {
         pub ready: Mutex<Result<(), String>>,
         /// What modes are set on.
         pub policy: Mutex<Policy>,
+        /// Where calls are told.
+        pub hub: Arc<Hub>,
     }
 
     impl Fake {
@@ -160,6 +173,7 @@ pub(crate) mod fake {
                 snapshot: Mutex::new(snapshot),
                 ready: Mutex::new(Ok(())),
                 policy: Mutex::new(Policy::new(Mode::Audit)),
+                hub: Hub::new(),
             })
         }
     }
@@ -191,6 +205,10 @@ pub(crate) mod fake {
             changed.warnings.push("a warning".to_owned());
             Ok(changed)
         }
+
+        fn watch(&self) -> Subscription {
+            self.hub.subscribe()
+        }
     }
 
     /// Nothing on the node.
@@ -207,6 +225,12 @@ pub(crate) mod fake {
             unparsed: Vec::new(),
             failures: vec![("candidate", 0)],
             events_lost: 0,
+            answers: true,
+            maps: vec![MapFill {
+                name: "TARGETS",
+                entries: 3,
+                max_entries: 8192,
+            }],
             warnings: Vec::new(),
         }
     }
@@ -234,6 +258,9 @@ pub(crate) mod fake {
             calls: BTreeMap::from([((0, verdict), calls)]),
             rejected_before: BTreeMap::new(),
             unresolved: 0,
+            durations: BTreeMap::new(),
+            durations_before: BTreeMap::new(),
+            pending: None,
             synced: 1,
             unsynced: 0,
             latched: 0,
@@ -277,6 +304,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::watch::Hub;
 
     #[tokio::test]
     async fn asks_the_engine() {
@@ -297,6 +325,9 @@ mod tests {
         }
         fn set_mode(&self, _: ModeChange) -> Result<ModeChanged, ModeRefused> {
             Ok(ModeChanged::default())
+        }
+        fn watch(&self) -> Subscription {
+            Hub::new().subscribe()
         }
     }
 
@@ -332,6 +363,9 @@ mod tests {
                 Ok(())
             }
             fn set_mode(&self, _: ModeChange) -> Result<ModeChanged, ModeRefused> {
+                panic!("on purpose")
+            }
+            fn watch(&self) -> Subscription {
                 panic!("on purpose")
             }
         }

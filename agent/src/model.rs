@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use agent_common::abi::Reason;
+use agent_common::abi::answers::Code;
+
+use crate::durations::Durations;
 
 /// Which of Numaflow's two workloads a replica belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -180,6 +183,12 @@ pub struct ReplicaStatus {
     pub rejected_before: BTreeMap<usize, u64>,
     /// Calls whose method is not known.
     pub unresolved: u64,
+    /// How long calls took until their answers had ended, by index of the method and how they ended.
+    pub durations: BTreeMap<(usize, Code), Durations>,
+    /// The same of pods that were this replica before and are shown no more.
+    pub durations_before: BTreeMap<(usize, Code), Durations>,
+    /// The pending count that the source answered last; -1 means that it said "unavailable".
+    pub pending: Option<i64>,
     /// Connections in sync.
     pub synced: u64,
     /// Connections that lost their place.
@@ -205,6 +214,17 @@ pub struct ProgramStatus {
     pub missed: Option<u64>,
     /// Runs and nanoseconds in it, where `kernel.bpf_stats_enabled` is on.
     pub runs: Option<(u64, u64)>,
+}
+
+/// How full a map of the programs is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapFill {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries that it has room for.
+    pub max_entries: u64,
 }
 
 /// A mode that was set at run time, and which replicas it is for.
@@ -243,6 +263,10 @@ pub struct Snapshot {
     pub failures: Vec<(&'static str, u64)>,
     /// Events of processes or calls that were lost.
     pub events_lost: u64,
+    /// Whether answers are followed; if not, no call is timed.
+    pub answers: bool,
+    /// How full the tap's maps are.
+    pub maps: Vec<MapFill>,
     /// What an operator should know, in sentences.
     pub warnings: Vec<String>,
 }

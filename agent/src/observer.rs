@@ -21,6 +21,7 @@ use crate::model::{Identity, Mode, Snapshot};
 use crate::policy::{ModeChange, Policy, Ruling, unenforceable};
 use crate::tap::Tap;
 use crate::tap::events::Events;
+use crate::watch::{Hub, Subscription};
 
 /// How often the agent looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,6 +46,7 @@ const WARNINGS: usize = 20;
 /// The observing part of the agent.
 pub struct Observer {
     state: Mutex<State>,
+    hub: Arc<Hub>,
 }
 
 struct State {
@@ -90,6 +92,7 @@ impl Observer {
                 looked: Instant::now(),
                 ready: false,
             }),
+            hub: Hub::new(),
         })
     }
 
@@ -642,6 +645,8 @@ impl Engine for Observer {
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
                 .collect(),
             events_lost: totals.events_lost + state.orphaned + nobodys + missed,
+            answers: false,
+            maps: Vec::new(),
             warnings,
         }
     }
@@ -679,6 +684,10 @@ impl Engine for Observer {
             replicas: state.inventory.modes(),
             warnings,
         })
+    }
+
+    fn watch(&self) -> Subscription {
+        self.hub.subscribe()
     }
 }
 

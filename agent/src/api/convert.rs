@@ -2,14 +2,16 @@
 #![forbid(unsafe_code)]
 
 use agent_common::abi::Reason;
+use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, Code};
 use tonic::Status;
 
 use super::pb;
 use super::service::About;
+use crate::durations::Durations;
 use crate::engine::{ModeChanged, ModeRefused};
 use crate::export;
 use crate::model::{
-    Kind, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+    Kind, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
 };
 use crate::policy::{ModeChange, Selector};
 use crate::version;
@@ -51,6 +53,16 @@ pub(super) fn status(
                 count,
             })
             .collect(),
+        answers: snapshot.answers,
+        maps: snapshot.maps.into_iter().map(map_fill).collect(),
+    }
+}
+
+fn map_fill(map: MapFill) -> pb::MapFill {
+    pb::MapFill {
+        name: map.name.to_owned(),
+        entries: map.entries,
+        max_entries: map.max_entries,
     }
 }
 
@@ -109,6 +121,21 @@ pub(super) fn replicas(snapshot: Snapshot) -> pb::ListReplicasResponse {
             .into_iter()
             .map(|status| replica(&methods, status))
             .collect(),
+        bucket_bounds: BOUNDS_NS[..BOUNDS].to_vec(),
+    }
+}
+
+fn durations(methods: &[String], method: usize, code: Code, of: &Durations) -> pb::Durations {
+    let buckets = of.buckets();
+    let filled = buckets
+        .iter()
+        .rposition(|n| *n > 0)
+        .map_or(0, |last| last + 1);
+    pb::Durations {
+        method: methods.get(method).cloned().unwrap_or_default(),
+        code: code.name().to_owned(),
+        buckets: buckets[..filled].to_vec(),
+        sum_nanoseconds: of.sum(),
     }
 }
 
@@ -157,6 +184,12 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             latched: status.latched,
             gated: status.gated,
         }),
+        durations: status
+            .durations
+            .iter()
+            .map(|(&(method, code), of)| durations(methods, method, code, of))
+            .collect(),
+        pending: status.pending,
     }
 }
 

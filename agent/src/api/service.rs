@@ -68,6 +68,15 @@ impl Agent for AgentService {
         let changed = result.map_err(|refused| convert::refused(&refused))?;
         Ok(Response::new(convert::changed(changed)))
     }
+
+    type WatchCallsStream = tokio_stream::Empty<Result<pb::WatchCallsResponse, Status>>;
+
+    async fn watch_calls(
+        &self,
+        _: Request<pb::WatchCallsRequest>,
+    ) -> Result<Response<Self::WatchCallsStream>, Status> {
+        Err(Status::unimplemented("not in this version"))
+    }
 }
 
 fn unavailable(error: Unresponsive) -> Status {

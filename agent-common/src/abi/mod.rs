@@ -4,6 +4,8 @@
 //! never reads maps of another version, but for what is *frozen* ([`Control`], [`Target`], [`Slot`] and their keys), through
 //! which it goes on governing connections that programs of an older build enforce.
 
+pub mod answers;
+
 use crate::h2::edit::Segments;
 use crate::h2::paths::MAX_PATHS;
 use crate::h2::walk::{Conn, Fault};

@@ -1,0 +1,151 @@
+//! Calls as they happen, for whoever watches.
+//!
+//! The kernel tells of single calls only while somebody watches ([`Hub::watchers`]). A watcher that is too slow is told how many calls it
+//! missed, and holds up nobody.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use agent_common::abi::answers::Code;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::model::{Identity, Verdict};
+
+/// Calls that are kept for watchers which don't keep up.
+const BACKLOG: usize = 4096;
+
+/// A call of a watched method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// When it was sent.
+    pub at: SystemTime,
+    /// Whose it was.
+    pub identity: Arc<Identity>,
+    /// Full path of the method.
+    pub method: Arc<str>,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// How it ended; `None` where answers aren't followed on its connection.
+    pub code: Option<Code>,
+    /// How long it took until the answer had ended, where that is known.
+    pub duration: Option<Duration>,
+    /// The pending count that it was answered, where it was one.
+    pub pending: Option<i64>,
+    /// The process that called, in the initial pid namespace.
+    pub pid: u32,
+    /// Its file descriptor of the connection.
+    pub fd: u32,
+    /// The call's HTTP/2 stream.
+    pub stream: u32,
+}
+
+/// What a watcher is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A call.
+    Call(Arc<Call>),
+    /// So many calls that it is not told of.
+    Lost(u64),
+}
+
+/// Hands calls on to all who watch.
+#[derive(Debug)]
+pub struct Hub {
+    sender: broadcast::Sender<Event>,
+    watchers: AtomicUsize,
+}
+
+impl Hub {
+    /// A hub that nobody watches.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            sender: broadcast::Sender::new(BACKLOG),
+            watchers: AtomicUsize::new(0),
+        })
+    }
+
+    /// Watches from now on.
+    pub fn subscribe(self: &Arc<Self>) -> Subscription {
+        self.watchers.fetch_add(1, Ordering::SeqCst);
+        Subscription {
+            receiver: self.sender.subscribe(),
+            hub: Arc::downgrade(self),
+        }
+    }
+
+    /// How many watch.
+    pub fn watchers(&self) -> usize {
+        self.watchers.load(Ordering::SeqCst)
+    }
+
+    /// Tells all who watch.
+    pub fn tell(&self, event: Event) {
+        // Nobody watches any more: nobody misses it.
+        let _ = self.sender.send(event);
+    }
+}
+
+/// One who watches, until it is dropped.
+#[derive(Debug)]
+pub struct Subscription {
+    receiver: broadcast::Receiver<Event>,
+    hub: Weak<Hub>,
+}
+
+impl Subscription {
+    /// The next event; `None` once the hub has gone, which is when the agent ends.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.receiver.recv().await {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(missed)) => Some(Event::Lost(missed)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.watchers.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_watches_is_counted_and_told() {
+        let hub = Hub::new();
+        hub.tell(Event::Lost(1));
+        assert_eq!(hub.watchers(), 0);
+        let mut one = hub.subscribe();
+        let mut two = hub.subscribe();
+        assert_eq!(hub.watchers(), 2);
+        hub.tell(Event::Lost(7));
+        assert_eq!(one.next().await, Some(Event::Lost(7)));
+        assert_eq!(two.next().await, Some(Event::Lost(7)));
+        drop(one);
+        assert_eq!(hub.watchers(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_slow_watcher_is_told_exactly_how_much_it_missed() {
+        let hub = Hub::new();
+        let mut slow = hub.subscribe();
+        let n = BACKLOG as u64 + 100;
+        for i in 0..n {
+            hub.tell(Event::Lost(i));
+        }
+        assert_eq!(slow.next().await, Some(Event::Lost(100)));
+        assert_eq!(
+            slow.next().await,
+            Some(Event::Lost(100)),
+            "the first that is left"
+        );
+    }
+}
