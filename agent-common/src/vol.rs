@@ -66,3 +66,61 @@ pub fn masked(value: u32, mask: u32) -> u32 {
 pub fn positive(len: u32, mask: u32) -> u32 {
     masked(len.wrapping_sub(1), mask) + 1
 }
+
+/// `value` if `a` is below `b`, else 0; all of them below 2^63. Without a branch: a verifier would follow both ways, and know a number
+/// on each, so a search by halves would be as many searches as there are results.
+#[inline(always)]
+#[must_use]
+pub fn if_below(a: u64, b: u64, value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut result = a;
+        // SAFETY: these are three instructions on registers.
+        unsafe {
+            core::arch::asm!(
+                "{0} -= {1}",
+                "{0} s>>= 63",
+                "{0} &= {2}",
+                inout(reg) result,
+                in(reg) b,
+                in(reg) value,
+            )
+        };
+        result
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        if a < b { value } else { 0 }
+    }
+}
+
+/// `value` if `word` is 0, else `other`; `word` below 2^63. Without a branch, as [`if_below`].
+#[inline(always)]
+#[must_use]
+pub fn if_zero(word: u64, value: u64, other: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut mask = word;
+        let mut result = value;
+        // SAFETY: these are instructions on registers.
+        unsafe {
+            core::arch::asm!(
+                "{0} += -1",
+                "{0} s>>= 63",
+                "{1} &= {0}",
+                "{0} ^= -1",
+                "{0} &= {2}",
+                "{1} |= {0}",
+                inout(reg) mask,
+                inout(reg) result,
+                in(reg) other,
+            )
+        };
+        let _ = mask;
+        result
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        if word == 0 { value } else { other }
+    }
+}

@@ -9,6 +9,7 @@ use agent_common::abi::{ConnKey, Target};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
+use crate::answers;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, SOCKETS, TARGETS, add};
 use crate::tap::gauge;
@@ -111,6 +112,8 @@ fn forget(tgid: u32, target: *mut Target, fd: u32) {
     let key = ConnKey { tgid, fd };
     let _ = OBSTACLES.remove(key);
     let _ = SOCKETS.remove(key);
+    // SAFETY: it is a map value.
+    answers::closed(key, unsafe { (*target).epoch });
     let Some(tracked) = CONNECTIONS.get_ptr(key) else {
         return;
     };

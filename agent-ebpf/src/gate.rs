@@ -23,6 +23,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::stream_verdict;
 use aya_ebpf::programs::SkBuffContext;
 
+use crate::answers;
 use crate::maps::{
     CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, control, failed,
     leased,
@@ -81,7 +82,7 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
             return PASS;
         }
         match edit::step(&g.conn, &buffer, &g.segments, paths, false) {
-            Outcome::Continue => {}
+            Outcome::Continue | Outcome::Reset | Outcome::Data | Outcome::Block => {}
             Outcome::Starved => {
                 if buffer.fill().is_err() {
                     lost(g);
@@ -263,6 +264,7 @@ fn count(g: &Gated) {
         let column = column as usize & (verdict::COUNT - 1);
         // SAFETY: the pointer leads into the slot, which is a map value, and both indices are masked.
         unsafe { add(&raw mut (*slot).calls[path][column], 1) };
+        answers::ruled(&g.key, g.conn.stream.get(), column as u32);
     }
 }
 

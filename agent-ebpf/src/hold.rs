@@ -9,8 +9,6 @@
 //! `hold_write`, `hold_writev`, `hold_sendto`, `hold_sendmsg`: tracepoints `syscalls/sys_enter_*`, attached only while
 //! the gate enforces.
 
-use core::arch::asm;
-
 use agent_common::abi::{self, ConnKey, Slot, Tracked, verdict};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -18,7 +16,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 
-use crate::maps::{CONNECTIONS, SLOTS, TARGETS};
+use crate::maps::{CONNECTIONS, SLOTS, TARGETS, exchange};
 
 /// Looks at the mark, with [`abi::HOLD_READS`] looks at the clock between two, for the time they take: up to some ms in all. The agent
 /// gives up after an eighth of that; the rest is for an agent that loses its CPU between its last look at the clock and
@@ -92,16 +90,7 @@ fn entered(ctx: &TracePointContext) -> u32 {
 /// this one.
 #[inline(always)]
 fn begin(tracked: &Tracked) {
-    let mut one = 1u64;
-    // SAFETY: the operand is a word of a map value, 8 bytes aligned; the instruction (5.12) is an exchange.
-    unsafe {
-        asm!(
-            "{0} = xchg_64({1} + 0, {0})",
-            inout(reg) one,
-            in(reg) core::ptr::from_ref(&tracked.sending)
-        );
-    }
-    let _ = one;
+    exchange(&tracked.sending, 1);
 }
 
 /// The agent took longer than a send may be held.

@@ -22,6 +22,8 @@ use crate::regs;
 
 /// Places that functions' programs of one direction have.
 const SENDS: u32 = 4;
+/// Places of receives.
+pub const RECEIVE_PLACES: u32 = 4;
 /// Places in all.
 pub const PLACES: u32 = 2 * SENDS;
 
@@ -33,6 +35,9 @@ pub trait Hook: EbpfContext {
     /// Where what the program needs beside its stack lies.
     fn place(&self) -> u32;
 
+    /// The same for a receive.
+    fn receive_place(&self) -> u32;
+
     /// The programs that continue it.
     fn walks(&self) -> &'static ProgramArray;
 
@@ -41,6 +46,13 @@ pub trait Hook: EbpfContext {
     fn arguments(&self) -> [u64; 3] {
         // SAFETY: they are the kernel's own, whose type the verifier knows.
         unsafe { regs::arguments(self.registers()) }
+    }
+
+    /// The fourth argument.
+    #[inline(always)]
+    fn fourth(&self) -> u64 {
+        // SAFETY: as in `arguments`.
+        unsafe { regs::fourth(self.registers()) }
     }
 
     /// Continues with the program of [`agent_common::abi::walks`] that has this number, if it is there.
@@ -70,6 +82,11 @@ impl Hook for TracePointContext {
 
     #[inline(always)]
     fn place(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn receive_place(&self) -> u32 {
         0
     }
 
@@ -121,6 +138,12 @@ macro_rules! function {
             fn place(&self) -> u32 {
                 // SAFETY: as in `arguments`.
                 $first + unsafe { regs::send(self.registers()) }
+            }
+
+            #[inline(always)]
+            fn receive_place(&self) -> u32 {
+                // SAFETY: as in `arguments`.
+                unsafe { regs::receive(self.registers()) }
             }
 
             #[inline(always)]

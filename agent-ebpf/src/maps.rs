@@ -2,18 +2,25 @@
 
 use core::arch::asm;
 
+use agent_common::abi::answers::{
+    Answers, BOUNDS_TABLE, CALL_BYTES, GoneKey, Histogram, HistogramKey, MAX_ANSWERS, MAX_GONE,
+    MAX_HISTOGRAMS, Message,
+};
 use agent_common::abi::{
     ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_EDITS, MAX_GATED,
     MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
+use agent_common::h2::pending::KEPT;
+use agent_common::h2::status::StatusTable;
 use agent_common::h2::substitute::Substitute;
-use agent_common::vol::masked;
+use agent_common::vol::{Vol, masked};
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, Stack};
 
-use crate::hook::PLACES;
+use crate::answers::Received;
+use crate::hook::{PLACES, RECEIVE_PLACES};
 use crate::rewrite::Edits;
 use crate::source::Scratch;
 
@@ -107,6 +114,50 @@ pub static GATED: HashMap<u64, Gated> = HashMap::with_max_entries(MAX_GATED, 0);
 #[map]
 pub static GATES: ProgramArray = ProgramArray::with_max_entries(gates::COUNT, 0);
 
+/// Answers of connections.
+#[map]
+pub static ANSWERS: HashMap<ConnKey, Answers> = HashMap::with_max_entries(MAX_ANSWERS, 0);
+
+/// Answers of connections that were closed while calls were under way: the agent accounts for these.
+#[map]
+pub static GONE: HashMap<GoneKey, Answers> = HashMap::with_max_entries(MAX_GONE, 0);
+
+/// What a walk of a receive needs beside its stack, by `Hook::receive_place`.
+#[map]
+pub static RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(RECEIVE_PLACES, 0);
+
+/// gRPC's statuses.
+#[map]
+pub static STATUSES: Array<StatusTable> = Array::with_max_entries(1, 0);
+
+/// Upper bounds of the histograms' buckets, in ns.
+#[map]
+pub static BOUNDS: Array<[u64; BOUNDS_TABLE]> = Array::with_max_entries(1, 0);
+
+/// How long calls took.
+#[map]
+pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(MAX_HISTOGRAMS, MMAPABLE);
+
+/// Which of these is whose.
+#[map]
+pub static HISTOGRAM_OF: HashMap<HistogramKey, u32> = HashMap::with_max_entries(MAX_HISTOGRAMS, 0);
+
+/// Those that are nobody's. A stack: the agent reads no more of them than were ever used at once.
+#[map]
+pub static FREE_HISTOGRAMS: Stack<u32> = Stack::with_max_entries(MAX_HISTOGRAMS, 0);
+
+/// What the sources answered last, by slot.
+#[map]
+pub static MESSAGES: Array<Message> = Array::with_max_entries(MAX_SLOTS, MMAPABLE);
+
+/// A message of nothing.
+#[map]
+pub static NO_MESSAGE: Array<[Vol<u8>; KEPT]> = Array::with_max_entries(1, 0);
+
+/// Calls, while somebody watches.
+#[map]
+pub static CALLS: RingBuf = RingBuf::with_byte_size(CALL_BYTES, 0);
+
 /// What governs enforcement.
 #[inline(always)]
 pub fn control() -> Option<&'static Control> {
@@ -129,6 +180,35 @@ pub fn closing() -> bool {
     control().is_some_and(|c| unsafe { (&raw const c.closing).read_volatile() } != 0)
 }
 
+/// Whether somebody watches calls.
+#[inline(always)]
+pub fn watched() -> bool {
+    // SAFETY: the word may be written by the agent meanwhile.
+    control().is_some_and(|c| unsafe { (&raw const c.watched).read_volatile() } != 0)
+}
+
+/// Whether answers are followed: [`Control::answers`].
+#[inline(always)]
+pub fn answers() -> u64 {
+    // SAFETY: as above.
+    control().map_or(0, |c| unsafe { (&raw const c.answers).read_volatile() })
+}
+
+/// Puts a word in the place of another one, with a full barrier. Returns that one.
+#[inline(always)]
+pub fn exchange(place: &Vol<u64>, value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: the operand is a word of a map value, 8 bytes aligned; the instruction (5.12) is an exchange.
+    unsafe {
+        asm!(
+            "{0} = xchg_64({1} + 0, {0})",
+            inout(reg) value,
+            in(reg) core::ptr::from_ref(place)
+        );
+    }
+    value
+}
+
 /// Adds `n` to a counter that other CPUs add to as well.
 ///
 /// # Safety
@@ -142,20 +222,28 @@ pub unsafe fn add(counter: *mut u64, n: u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n) };
 }
 
-/// Adds 1 to the counter of the node that `counter` names.
+/// Adds `n` to the counter of the node that `counter` names.
 #[inline(always)]
-fn total(counter: impl FnOnce(*mut Totals) -> *mut u64) {
+fn total(n: u64, counter: impl FnOnce(*mut Totals) -> *mut u64) {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {
         // SAFETY: `counter` leads from the map's value into it.
-        unsafe { add(counter(totals), 1) };
+        unsafe { add(counter(totals), n) };
     }
 }
 
 /// Counts something that could not be followed.
 #[inline(always)]
 pub fn unparsed(reason: Reason) {
+    unparsed_times(reason, 1);
+}
+
+/// Counts it `n` times.
+#[inline(always)]
+pub fn unparsed_times(reason: Reason, n: u64) {
     // SAFETY: the pointer is the map's value, and `Reason::ALL` is shorter than the array.
-    total(|totals| unsafe { &raw mut (*totals).unparsed[reason as usize & 15] });
+    total(n, |totals| unsafe {
+        &raw mut (*totals).unparsed[reason as usize & 15]
+    });
 }
 
 /// Counts calls that should have been rejected and were admitted.
@@ -171,9 +259,16 @@ pub fn failed(why: Failure, n: u64) {
     }
 }
 
+/// Counts calls that nobody who watches is told of.
+#[inline(always)]
+pub fn calls_lost(n: u64) {
+    // SAFETY: the pointer is the map's value.
+    total(n, |totals| unsafe { &raw mut (*totals).calls_lost });
+}
+
 /// Counts a process event that the agent will not see.
 #[inline(always)]
 pub fn event_lost() {
     // SAFETY: the pointer is the map's value.
-    total(|totals| unsafe { &raw mut (*totals).events_lost });
+    total(1, |totals| unsafe { &raw mut (*totals).events_lost });
 }

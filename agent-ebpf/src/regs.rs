@@ -17,11 +17,23 @@ const NUMBER: usize = 2 * 15; // orig_rax
 #[cfg(bpf_target_arch = "aarch64")]
 const NUMBER: usize = 2 * 35; // syscallno
 
+/// Index of the fourth argument.
+#[cfg(bpf_target_arch = "x86_64")]
+const FOURTH: usize = 7; // r10: `syscall` itself uses rcx
+#[cfg(bpf_target_arch = "aarch64")]
+const FOURTH: usize = 3;
+
 /// `write`, `writev`, `sendto`.
 #[cfg(bpf_target_arch = "x86_64")]
 const SENDS: [u32; 3] = [1, 20, 44];
 #[cfg(bpf_target_arch = "aarch64")]
 const SENDS: [u32; 3] = [64, 66, 206];
+
+/// `read`, `readv`, `recvfrom`.
+#[cfg(bpf_target_arch = "x86_64")]
+const RECEIVES: [u32; 3] = [0, 19, 45];
+#[cfg(bpf_target_arch = "aarch64")]
+const RECEIVES: [u32; 3] = [63, 65, 207];
 
 /// The first three arguments.
 ///
@@ -39,19 +51,49 @@ pub unsafe fn arguments(regs: *const u64) -> [u64; 3] {
     }
 }
 
+/// The fourth argument.
+///
+/// # Safety
+/// As of [`arguments`].
+#[inline(always)]
+pub unsafe fn fourth(regs: *const u64) -> u64 {
+    // SAFETY: as in `arguments`.
+    unsafe { regs.add(FOURTH).read_volatile() }
+}
+
 /// Which send it is: 0 `write`, 1 `writev`, 2 `sendto`, 3 `sendmsg`.
 ///
 /// # Safety
 /// As of [`arguments`].
 #[inline(always)]
 pub unsafe fn send(regs: *const u64) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { which(regs, SENDS) }
+}
+
+/// Which receive it is: 0 `read`, 1 `readv`, 2 `recvfrom`, 3 `recvmsg`.
+///
+/// # Safety
+/// As of [`arguments`].
+#[inline(always)]
+pub unsafe fn receive(regs: *const u64) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { which(regs, RECEIVES) }
+}
+
+/// Which of these system calls it is, or 3.
+///
+/// # Safety
+/// As of [`arguments`].
+#[inline(always)]
+unsafe fn which(regs: *const u64, calls: [u32; 3]) -> u32 {
     // SAFETY: as in `arguments`.
     let number = unsafe { regs.cast::<u32>().add(NUMBER).read_volatile() };
-    if number == SENDS[0] {
+    if number == calls[0] {
         0
-    } else if number == SENDS[1] {
+    } else if number == calls[1] {
         1
-    } else if number == SENDS[2] {
+    } else if number == calls[2] {
         2
     } else {
         3

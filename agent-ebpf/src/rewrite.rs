@@ -23,7 +23,7 @@ use crate::maps::{
     CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
     closing, failed, leased,
 };
-use crate::source::Scratch;
+use crate::source::{RESET, Scratch};
 use crate::tap::{self, DONE, FAULT, FOLLOW, JOIN, MORE, NOT_BEGUN, NOT_GATED, Shape, UNREADABLE};
 
 /// Steps that one run of a walk makes; a watched path that something is done for ends it too. (What is done for it stands before the
@@ -234,7 +234,8 @@ fn steps(s: &Scratch, after: impl Fn(Outcome) -> bool) -> u32 {
             return MORE;
         }
         match outcome {
-            Outcome::Continue | Outcome::Request => {}
+            Outcome::Continue | Outcome::Request | Outcome::Reset => {}
+            Outcome::Data | Outcome::Block => {}
             Outcome::Starved => {
                 if s.fill().is_err() {
                     return UNREADABLE;
@@ -359,7 +360,7 @@ fn replayed(ctx: &impl Exit) -> u32 {
     }
     if s.pending.get() != 0 {
         s.pending.set(0);
-        s.note(c.path.get());
+        tap::request(s, c);
     }
     let ended = steps(s, |outcome| {
         let stops = s.segments.found() && journal.expects();
@@ -367,13 +368,16 @@ fn replayed(ctx: &impl Exit) -> u32 {
             if stops {
                 s.pending.set(1);
             } else {
-                s.note(c.path.get());
+                tap::request(s, c);
             }
+        }
+        if outcome == Outcome::Reset {
+            s.call(c.stream.get(), RESET);
         }
         stops
     });
     if ended == MORE {
-        ctx.go_on(walks::REPLAY);
+        tap::go_on(ctx, s, walks::REPLAY);
     }
     if ended == DONE
         && let Some(number) = journal.cut_path(c, &s.segments)
@@ -383,6 +387,7 @@ fn replayed(ctx: &impl Exit) -> u32 {
     let _ = EDITS.remove(thread);
     if s.begun.get() != FOLLOW {
         tap::end(s, ended);
+        tap::calls_begun(ctx, s);
         return 0;
     }
     // SAFETY: it is a map value.
@@ -394,6 +399,7 @@ fn replayed(ctx: &impl Exit) -> u32 {
     tap::flush(s);
     tap::latched(s, tracked, c);
     tap::followed(s, tracked, ended);
+    tap::calls_begun(ctx, s);
     0
 }
 

@@ -1,11 +1,16 @@
-//! The bytes of a send, where the sender keeps them: one buffer or an array of them, in user memory.
+//! The bytes of a send or of a receive, where the process keeps them: one buffer or an array of them, in user memory.
 
+use core::ops::Deref;
+
+use agent_common::abi::answers::Answers;
 use agent_common::abi::{ConnKey, Tracked, Why};
 use agent_common::h2::edit::Segments;
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::walk::Source;
-use agent_common::vol::Vol;
+use agent_common::vol::{Vol, masked};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
+
+use crate::answers::Ending;
 
 /// Bytes that one read brings in. Most sends of a gRPC client are shorter; bulk data is passed without being read.
 pub const WINDOW: u32 = 256;
@@ -24,6 +29,31 @@ pub fn two_words(address: u64) -> Result<[u64; 2], ()> {
     if failed != 0 { Err(()) } else { Ok(words) }
 }
 
+/// Calls that are noted before they are begun: a run of a walk finds half as many at most, since each takes two steps.
+pub const BEGUN: u32 = 32;
+const _: () = assert!(BEGUN.is_power_of_two());
+/// In the place of a class: the client has reset the stream.
+pub const RESET: u32 = 254;
+
+/// The bytes that one system call has handed over, up to as many as it says.
+#[repr(C)]
+pub struct Bytes {
+    /// Buffers behind the current one.
+    pub buffers: Vol<u32>,
+    /// Bytes in them that count.
+    pub behind: Vol<u32>,
+    /// Bytes of the current buffer from here on.
+    pub left: Vol<u32>,
+    window_at: Vol<u32>,
+    /// Where `struct iovec` of the next buffer lies.
+    pub next: Vol<u64>,
+    /// Where the next byte lies.
+    pub at: Vol<u64>,
+    window_len: Vol<u32>,
+    reserved: Vol<u32>,
+    window: [Vol<u8>; WINDOW as usize],
+}
+
 /// The state of the walk that runs on this CPU.
 #[repr(C)]
 pub struct Scratch {
@@ -33,10 +63,10 @@ pub struct Scratch {
     pub key: ConnKey,
     /// What the connection's status was before.
     pub before: Vol<u32>,
-    /// Bytes that were sent.
-    pub total: Vol<u64>,
     /// The process's slot.
     pub slot: Vol<u32>,
+    /// Bytes that were sent.
+    pub total: Vol<u64>,
     /// What its watched calls count as.
     pub verdict: Vol<u32>,
     /// How the send began (`tap`'s code of `track::Begin`).
@@ -45,21 +75,7 @@ pub struct Scratch {
     pub gated: Vol<u32>,
     /// The map holds the connection already.
     pub known: Vol<u32>,
-    /// Buffers behind the current one.
-    pub buffers: Vol<u32>,
-    /// Bytes in them that were sent.
-    pub behind: Vol<u32>,
-    /// Bytes of the current buffer from here on.
-    pub left: Vol<u32>,
-    /// Where `struct iovec` of the next buffer lies.
-    pub next: Vol<u64>,
-    /// Where the next byte lies.
-    pub at: Vol<u64>,
-    window_at: Vol<u32>,
-    window_len: Vol<u32>,
-    /// Requests found, by class.
-    found: [Vol<u32>; 32],
-    /// There are some.
+    /// There are some requests in `found`.
     pub noted: Vol<u32>,
     /// Not 0 after the first run of an enforcer's walk.
     pub running: Vol<u32>,
@@ -67,9 +83,30 @@ pub struct Scratch {
     pub pending: Vol<u32>,
     /// Why a call of this send was not rewritten.
     pub failure: Why,
+    /// Requests found, by class.
+    found: [Vol<u32>; 32],
     /// Where the path in progress lies.
     pub segments: Segments,
-    window: [Vol<u8>; WINDOW as usize],
+    /// Calls that are to be timed: the stream in the lower half, its class in the upper one.
+    begun_calls: [Vol<u64>; BEGUN as usize],
+    begun_count: Vol<u32>,
+    /// The walk that goes on when they have been begun, plus 1; 0 is none.
+    pub more: Vol<u32>,
+    /// The call that is accounted for.
+    pub ending: Ending,
+    /// The bytes.
+    bytes: Bytes,
+    /// A connection's answers of which nothing was seen: what a new connection begins with.
+    pub answers: Answers,
+}
+
+impl Deref for Scratch {
+    type Target = Bytes;
+
+    #[inline(always)]
+    fn deref(&self) -> &Bytes {
+        &self.bytes
+    }
 }
 
 /// The place of a class in `Scratch::found`: UNRESOLVED, 255, is 31.
@@ -98,6 +135,38 @@ impl Scratch {
         n
     }
 
+    /// Notes a call that is to be timed, or that the client has reset a stream ([`RESET`]).
+    #[inline(always)]
+    pub fn call(&self, stream: u32, class: u32) {
+        let n = self.begun_count.get();
+        if n < BEGUN {
+            let at = masked(n, BEGUN - 1) as usize;
+            self.begun_calls[at].set(stream as u64 | (class as u64) << 32);
+            self.begun_count.set(n + 1);
+        }
+    }
+
+    /// How many of these were noted.
+    #[inline(always)]
+    pub fn calls(&self) -> u32 {
+        self.begun_count.get()
+    }
+
+    /// Stream and class of one of them.
+    #[inline(always)]
+    pub fn noted_call(&self, i: u32) -> (u32, u32) {
+        let call = self.begun_calls[masked(i, BEGUN - 1) as usize].get();
+        (call as u32, (call >> 32) as u32)
+    }
+
+    /// Forgets them.
+    #[inline(always)]
+    pub fn forget_calls(&self) {
+        self.begun_count.set(0);
+    }
+}
+
+impl Bytes {
     /// The bytes that were read last.
     #[inline(always)]
     pub fn window(&self) -> *mut u8 {
@@ -209,7 +278,7 @@ impl Scratch {
     }
 }
 
-impl Source for Scratch {
+impl Source for Bytes {
     #[inline(always)]
     fn left(&self) -> u32 {
         self.left.get()
@@ -233,5 +302,27 @@ impl Source for Scratch {
         let at = self.window_at.get() + n;
         let len = self.window_len.get();
         self.window_at.set(if at < len { at } else { len });
+    }
+}
+
+impl Source for Scratch {
+    #[inline(always)]
+    fn left(&self) -> u32 {
+        Source::left(&self.bytes)
+    }
+
+    #[inline(always)]
+    fn ready(&self) -> u32 {
+        self.bytes.ready()
+    }
+
+    #[inline(always)]
+    fn peek(&self, at: u32) -> u8 {
+        self.bytes.peek(at)
+    }
+
+    #[inline(always)]
+    fn pass(&self, n: u32) {
+        self.bytes.pass(n);
     }
 }

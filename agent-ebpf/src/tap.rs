@@ -15,10 +15,10 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
-    CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, closing, event_lost,
-    failed, leased, unparsed,
+    ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers, closing,
+    event_lost, failed, leased, unparsed,
 };
-use crate::source::{Scratch, two_words};
+use crate::source::{BEGUN, RESET, Scratch, two_words};
 
 /// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
 /// 2,000: about 300 calls in one system call. It also bounds what the verifier walks (ARCHITECTURE.md has the numbers).
@@ -85,6 +85,8 @@ fn sent(ctx: &impl Exit, shape: Shape) -> u32 {
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
     s.failure.clear();
+    s.forget_calls();
+    s.more.set(0);
     s.begun.set(NOT_BEGUN);
     s.total.set(ret as u64);
     if ret > 0 {
@@ -193,10 +195,45 @@ fn follow(ctx: &impl Exit) -> u32 {
     let ended = walk(s, c, true);
     flush(s);
     if ended == MORE {
-        ctx.go_on(walks::FOLLOW);
+        go_on(ctx, s, walks::FOLLOW);
     }
     followed(s, tracked, ended);
+    calls_begun(ctx, s);
     0
+}
+
+/// Goes on with a walk; by way of the calls that were noted, if there may be no room for those to come.
+#[inline(always)]
+pub fn go_on(ctx: &impl Hook, s: &Scratch, walk: u32) {
+    if s.calls() > BEGUN / 2 {
+        s.more.set(walk + 1);
+        ctx.go_on(walks::BEGUN);
+        // Answers aren't followed.
+        s.more.set(0);
+        s.forget_calls();
+    }
+    ctx.go_on(walk);
+}
+
+/// Behind the last step of a send: its calls are timed from here on.
+#[inline(always)]
+pub fn calls_begun(ctx: &impl Hook, s: &Scratch) {
+    if s.calls() != 0 {
+        ctx.go_on(walks::BEGUN);
+    }
+}
+
+/// A send of which no more can be walked: the kernel allows no further tail call.
+#[inline(always)]
+pub fn too_long(s: &Scratch, walk: u32) {
+    if walk == walks::FOLLOW || s.begun.get() == FOLLOW {
+        // SAFETY: it is a map value.
+        if let Some(tracked) = CONNECTIONS.get_ptr(s.key).map(|t| unsafe { &*t }) {
+            followed(s, tracked, MORE);
+        }
+    } else {
+        end(s, MORE);
+    }
 }
 
 /// Ends a send of a connection that was in sync.
@@ -256,9 +293,14 @@ fn opened(ctx: &impl Exit) -> u32 {
     }
     let ended = walk(s, &s.tracked.conn, false);
     if ended == MORE {
-        ctx.go_on(walks::OPEN);
+        if s.begun.get() == JOIN {
+            ctx.go_on(walks::OPEN);
+        } else {
+            go_on(ctx, s, walks::OPEN);
+        }
     }
     end(s, ended);
+    calls_begun(ctx, s);
     0
 }
 
@@ -335,11 +377,23 @@ fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
                     return UNREADABLE;
                 }
             }
-            Outcome::Request => s.note(c.path.get()),
+            Outcome::Request => request(s, c),
+            Outcome::Reset => s.call(c.stream.get(), RESET),
+            Outcome::Data | Outcome::Block => {}
             Outcome::Fault(fault) => return FAULT + fault as u32,
         }
     }
     MORE
+}
+
+/// Notes a request, and whether it is a call that is to be timed.
+#[inline(always)]
+pub fn request(s: &Scratch, c: &Conn) {
+    let class = c.path.get();
+    s.note(class);
+    if class >= walk::WATCHED && class != walk::UNRESOLVED {
+        s.call(c.stream.get(), class);
+    }
 }
 
 /// Keeps what a send that was walked in the scratch left behind.
@@ -389,6 +443,7 @@ fn unfind(s: &Scratch) {
     }
     s.take(walk::UNRESOLVED);
     s.noted.set(0);
+    s.forget_calls();
 }
 
 /// Counts the requests that were noted.
@@ -415,15 +470,13 @@ fn flush_one(s: &Scratch, class: u32) {
 /// Adds `n` requests of a class to the process's counters, unless the gate counts them.
 #[inline(always)]
 fn count(s: &Scratch, class: u32, n: u32) {
-    let ruling = s.verdict.get();
-    if class < walk::WATCHED || s.gated.get() == GATED || ruling == verdict::OFF {
+    if class < walk::WATCHED || !counts(s) {
         return;
     }
     let Some(slot) = SLOTS.get_ptr_mut(s.slot.get()) else {
         return;
     };
-    // SAFETY: it is a map value.
-    let note = OBSTACLES.get_ptr(s.key).map(|note| unsafe { *note });
+    let note = note_on(s);
     if note == Some(FOREIGN) {
         return;
     }
@@ -432,21 +485,56 @@ fn count(s: &Scratch, class: u32, n: u32) {
         unsafe { add(&raw mut (*slot).unresolved, n as u64) };
         return;
     }
-    let (number, column) = if class >= walk::LATCHED {
+    let (number, column) = method_and_verdict(s, class);
+    if column == verdict::ADMITTED && s.verdict.get() == verdict::REJECTED {
+        failed(why(s, note), n as u64);
+    }
+    let path = number as usize & (MAX_PATHS - 1);
+    let column = column as usize & (verdict::COUNT - 1);
+    // SAFETY: as above, and both indices are masked.
+    unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
+}
+
+/// Whether the tap counts calls of this send.
+#[inline(always)]
+fn counts(s: &Scratch) -> bool {
+    s.gated.get() != GATED && s.verdict.get() != verdict::OFF
+}
+
+/// The agent's note on the connection.
+#[inline(always)]
+fn note_on(s: &Scratch) -> Option<u32> {
+    // SAFETY: it is a map value.
+    OBSTACLES.get_ptr(s.key).map(|note| unsafe { *note })
+}
+
+/// The number of a watched class's method, and what became of its call.
+#[inline(always)]
+fn method_and_verdict(s: &Scratch, class: u32) -> (u32, u32) {
+    let ruling = s.verdict.get();
+    if class >= walk::LATCHED {
         // It was rewritten, or refers to what was.
         (class - walk::LATCHED, verdict::REJECTED)
     } else if s.gated.get() == MISSED_LATCHED {
         (class - walk::WATCHED, verdict::REJECTED)
     } else if ruling == verdict::REJECTED {
-        failed(why(s, note), n as u64);
         (class - walk::WATCHED, verdict::ADMITTED)
     } else {
         (class - walk::WATCHED, ruling)
-    };
-    let path = number as usize & (MAX_PATHS - 1);
-    let column = column as usize & (verdict::COUNT - 1);
-    // SAFETY: as above, and both indices are masked.
-    unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
+    }
+}
+
+/// The same, if the call is counted by programs of this build. Of one that the gate counts, the gate has said what became of it.
+#[inline(always)]
+pub fn sorted(s: &Scratch, class: u32, gate: impl FnOnce() -> Option<u32>) -> Option<(u32, u32)> {
+    if s.verdict.get() == verdict::OFF || note_on(s) == Some(FOREIGN) {
+        return None;
+    }
+    let (method, verdict) = method_and_verdict(s, class);
+    if s.gated.get() == GATED {
+        return Some((method, gate()?));
+    }
+    Some((method, verdict))
 }
 
 /// Why a call went through that should have been rejected.
@@ -484,8 +572,39 @@ fn keep(s: &Scratch) {
         return;
     }
     if now == status::SYNCED {
+        if s.begun.get() == FRESH {
+            expect_answers(s);
+        }
         announce(s);
     }
+}
+
+/// A connection begins, and with it what its server answers. If that was heard before (by another thread of the process), it is
+/// known already.
+#[inline(always)]
+fn expect_answers(s: &Scratch) {
+    if answers() == 0 {
+        return;
+    }
+    // SAFETY: it is a map value.
+    if let Some(known) = ANSWERS.get_ptr(s.key).map(|a| unsafe { &*a })
+        && known.epoch == s.tracked.epoch
+        && known.unclaimed.get() != 0
+    {
+        known.unclaimed.set(0);
+        return;
+    }
+    let new = &s.answers;
+    new.conn.restart();
+    new.conn.status.set(status::SYNCED);
+    // SAFETY: nobody else has this place meanwhile, and `epoch` is the only field that is no cell.
+    unsafe {
+        (&raw const new.epoch)
+            .cast_mut()
+            .write_volatile(s.tracked.epoch)
+    };
+    // Where there is no room, the connection's calls are counted and not timed.
+    let _ = ANSWERS.insert(s.key, new, 0);
 }
 
 /// Notes once that the server's dynamic table has a substitute in it.

@@ -153,6 +153,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", env = "PENDGUARD_LEASE", default_value = LEASE, value_parser = lease)]
     pub lease: Duration,
 
+    /// Don't follow answers: no durations, no codes, no pending counts, and none of what that costs
+    #[arg(long, env = "PENDGUARD_NO_ANSWERS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub no_answers: bool,
+
     /// Configuration file (TOML): mode, allowed_replicas, methods and [[rule]]
     #[arg(long, value_name = "FILE", env = "PENDGUARD_CONFIG")]
     pub config: Option<PathBuf>,

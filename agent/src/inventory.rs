@@ -11,6 +11,7 @@ use agent_common::abi::{Slot, verdict};
 
 use crate::model::{Identity, Mode, ReplicaStatus, Verdict};
 use crate::policy::Ruling;
+use crate::tap::answers::ByCode;
 
 /// How long a replica that has gone is still shown, so that the last scrape sees its last counts.
 pub const SHOWN_AFTER_DEATH: Duration = Duration::from_secs(300);
@@ -30,11 +31,17 @@ struct Record {
     calls: BTreeMap<(usize, Verdict), u64>,
     rejected_before: BTreeMap<usize, u64>,
     unresolved: u64,
+    durations: ByCode,
+    durations_before: ByCode,
+    /// When the source answered a pending count last, in ns since boot, and the count.
+    pending: Option<(u64, i64)>,
 }
 
 impl Record {
-    /// Takes over the rejected calls of a pod that was the same replica.
+    /// Takes over the rejected calls and the durations of a pod that was the same replica.
     fn inherit(&mut self, pod: &Self) {
+        add_durations(&mut self.durations_before, &pod.durations);
+        add_durations(&mut self.durations_before, &pod.durations_before);
         let own = pod
             .calls
             .iter()
@@ -46,27 +53,47 @@ impl Record {
     }
 }
 
+/// What a call with this verdict is shown as, whose process was `found` under a ruling.
+pub fn shown(ruling: u32, found: Ruling) -> Option<Verdict> {
+    match ruling {
+        verdict::ADMITTED => Some(Verdict::Admitted),
+        verdict::WOULD_REJECT => Some(Verdict::WouldReject),
+        verdict::REJECTED => Some(Verdict::Rejected),
+        // It went through, or nobody wants it counted.
+        verdict::CANDIDATE => match found.verdict {
+            Some(Verdict::Rejected) => Some(Verdict::Admitted),
+            verdict => verdict,
+        },
+        _ => None,
+    }
+}
+
 /// Adds a slot's calls. Those that a candidate made went through, or nobody wants them counted: that depends on what the
 /// policy said when it was `found`.
 fn add_calls(calls: &mut BTreeMap<(usize, Verdict), u64>, slot: &Slot, found: Ruling) {
-    let candidate = match found.verdict {
-        Some(Verdict::Rejected) => Some(Verdict::Admitted),
-        verdict => verdict,
-    };
     for (method, by_verdict) in slot.calls.iter().enumerate() {
-        let of = [
-            (verdict::ADMITTED, Some(Verdict::Admitted)),
-            (verdict::WOULD_REJECT, Some(Verdict::WouldReject)),
-            (verdict::REJECTED, Some(Verdict::Rejected)),
-            (verdict::CANDIDATE, candidate),
-        ];
-        for (number, verdict) in of {
-            let n = by_verdict[number as usize];
-            if let Some(verdict) = verdict.filter(|_| n > 0) {
+        for (ruling, &n) in (0..).zip(by_verdict) {
+            if let Some(verdict) = shown(ruling, found).filter(|_| n > 0) {
                 *calls.entry((method, verdict)).or_default() += n;
             }
         }
     }
+}
+
+/// Adds durations.
+fn add_durations(to: &mut ByCode, more: &ByCode) {
+    for (of, durations) in more {
+        to.entry(*of).or_default().add(durations);
+    }
+}
+
+/// What is known of the answers to a process's calls.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    /// How long they took.
+    pub durations: ByCode,
+    /// The last pending count, and when it was answered, in ns since boot.
+    pub pending: Option<(u64, i64)>,
 }
 
 /// Adds all that a slot holds.
@@ -148,12 +175,20 @@ impl Inventory {
                 calls: BTreeMap::new(),
                 rejected_before: BTreeMap::new(),
                 unresolved: 0,
+                durations: ByCode::new(),
+                durations_before: ByCode::new(),
+                pending: None,
             })
     }
 
     /// The slot of a process, if it is known.
     pub fn slot(&self, pid: u32) -> Option<u32> {
         self.processes.get(&pid).map(|p| p.slot)
+    }
+
+    /// What the policy said when a process was found, if it is known.
+    pub fn found(&self, pid: u32) -> Option<Ruling> {
+        self.processes.get(&pid).map(|p| p.found)
     }
 
     /// Whose a process is, if it is known.
@@ -227,6 +262,42 @@ impl Inventory {
         }
     }
 
+    /// Adds what is known of the answers to a process's calls, which has ended.
+    pub fn bank_answers(&mut self, identity: &Identity, answered: &Answered) {
+        if let Some(record) = self.replicas.get_mut(identity) {
+            add_durations(&mut record.durations, &answered.durations);
+            record.pending = record.pending.max(answered.pending);
+        }
+    }
+
+    /// Adds to what is shown of the replicas what is known of the answers to their living processes' calls; `of` reads a slot.
+    pub fn include_answers(
+        &self,
+        replicas: &mut [ReplicaStatus],
+        of: impl Fn(u32) -> Option<Answered>,
+    ) {
+        for status in replicas {
+            let Some(record) = self.replicas.get(&status.identity) else {
+                continue;
+            };
+            let mut pending = record.pending;
+            for pid in &record.pids {
+                let process = self.processes.get(pid).filter(|p| p.slot != 0);
+                if let Some(answered) = process.and_then(|p| of(p.slot)) {
+                    add_durations(&mut status.durations, &answered.durations);
+                    pending = pending.max(answered.pending);
+                }
+            }
+            status.pending = pending.map(|(_, count)| count);
+        }
+    }
+
+    /// What a process's call with this verdict counts as ([`verdict`]), and whose it was; `None` for what isn't counted.
+    pub fn call(&self, pid: u32, slot: u32, ruling: u32) -> Option<(&Identity, Verdict)> {
+        let process = self.processes.get(&pid).filter(|p| p.slot == slot)?;
+        Some((&process.identity, shown(ruling, process.found)?))
+    }
+
     /// Forgets replicas that went long ago. Their rejected calls go on in another pod that is the same replica, so that
     /// the sum of both, which is exported, never falls while one of them is shown.
     pub fn expire(&mut self, now: SystemTime) {
@@ -284,8 +355,8 @@ impl Inventory {
                     calls: record.calls.clone(),
                     rejected_before: record.rejected_before.clone(),
                     unresolved: record.unresolved,
-                    durations: BTreeMap::new(),
-                    durations_before: BTreeMap::new(),
+                    durations: record.durations.clone(),
+                    durations_before: record.durations_before.clone(),
                     pending: None,
                     synced: 0,
                     unsynced: 0,
@@ -311,7 +382,10 @@ impl Inventory {
 
 #[cfg(test)]
 mod tests {
+    use agent_common::abi::answers::Code;
+
     use super::*;
+    use crate::durations::Durations;
     use crate::model::{Answer, Kind, Replica};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
@@ -366,6 +440,57 @@ mod tests {
         assert_eq!(all[0].calls[&(0, Verdict::Admitted)], 1);
         assert_eq!((all[0].unresolved, all[0].synced), (5, 1));
         assert_eq!((all[0].pids.as_slice(), all[0].gone), (&[11][..], None));
+    }
+
+    fn answered(ms: u64, pending: Option<(u64, i64)>) -> Answered {
+        let mut durations = Durations::default();
+        durations.record(Duration::from_millis(ms));
+        Answered {
+            durations: ByCode::from([((0, Code::Ok), durations)]),
+            pending,
+        }
+    }
+
+    #[test]
+    fn durations_outlive_the_process_and_the_pod() {
+        let pod = |name: &str| Identity {
+            pod: name.into(),
+            ..identity(1)
+        };
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, pod("a"), 1, USELESS, NOW);
+        inventory.bank_answers(&pod("a"), &answered(5, Some((7, 42))));
+        inventory.remove(10, &Slot::ZERO, NOW);
+        inventory.add(11, pod("a"), 2, USELESS, NOW);
+        let all = |inventory: &Inventory, living: Option<Answered>| {
+            let mut all = inventory.replicas(|_| Slot::ZERO);
+            inventory.include_answers(&mut all, |_| living.clone());
+            all
+        };
+        // What a process answered later is newer, whatever it is.
+        let shown = all(&inventory, Some(answered(5, Some((8, 3)))));
+        assert_eq!(shown[0].durations[&(0, Code::Ok)].count(), 2);
+        assert_eq!(shown[0].pending, Some(3));
+        let shown = all(&inventory, Some(answered(5, Some((6, 3)))));
+        assert_eq!(shown[0].pending, Some(42));
+        inventory.remove(11, &Slot::ZERO, NOW);
+        inventory.add(12, pod("b"), 3, USELESS, NOW);
+        inventory.expire(NOW + SHOWN_AFTER_DEATH);
+        let shown = all(&inventory, None);
+        assert_eq!((shown.len(), shown[0].pending), (1, None));
+        assert!(shown[0].durations.is_empty());
+        assert_eq!(shown[0].durations_before[&(0, Code::Ok)].count(), 1);
+    }
+
+    #[test]
+    fn a_call_is_its_process_s_as_long_as_that_has_the_slot() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, ENFORCED, NOW);
+        let call = |slot, ruling| inventory.call(10, slot, ruling).map(|(_, verdict)| verdict);
+        assert_eq!(call(1, verdict::REJECTED), Some(Verdict::Rejected));
+        assert_eq!(call(1, verdict::CANDIDATE), Some(Verdict::Admitted));
+        assert_eq!(call(1, verdict::OFF), None);
+        assert_eq!(call(2, verdict::REJECTED), None);
     }
 
     #[test]

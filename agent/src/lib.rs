@@ -3,6 +3,7 @@
 //! Everything the binary does is in here, so that tests reach it; `main.rs` only says in which order.
 
 pub mod api;
+pub mod calls;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -5,23 +5,29 @@
 //! candidate from its first instruction, and this module only decides whose its calls were.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::mem::offset_of;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_common::abi::{Failure, ProcEvent, Reason, Slot, Target, Totals, event, verdict};
+use agent_common::abi::answers::{CallEvent, Code};
+use agent_common::abi::{
+    Control, Failure, ProcEvent, Reason, Slot, Target, Totals, event, verdict,
+};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::MissedTickBehavior;
 
+use crate::calls::Calls;
 use crate::discovery::identity::{self, Class};
 use crate::discovery::proc;
 use crate::enforce::Enforcement;
 use crate::engine::{Engine, ModeChanged, ModeRefused};
-use crate::inventory::Inventory;
+use crate::inventory::{Answered, Inventory};
 use crate::model::{Identity, Mode, Snapshot};
 use crate::policy::{ModeChange, Policy, Ruling, unenforceable};
 use crate::tap::Tap;
 use crate::tap::events::Events;
-use crate::watch::{Hub, Subscription};
+use crate::watch::{Call, Event, Hub, Subscription};
 
 /// How often the agent looks whether something is due.
 const TICK: Duration = Duration::from_secs(1);
@@ -40,6 +46,10 @@ const FAREWELL: Duration = Duration::from_millis(50);
 const NEW_ONLY: u64 = 1;
 /// `BPF_EXIST`: a process that has gone stays gone.
 const OLD_ONLY: u64 = 2;
+/// How often calls are looked for while somebody watches them.
+const CALLS: Duration = Duration::from_millis(50);
+/// Calls that are handed on at a time: fewer than watchers may lag behind.
+const AT_ONCE: usize = 1024;
 /// Warnings that are kept.
 const WARNINGS: usize = 20;
 
@@ -65,6 +75,7 @@ struct State {
     events_lost: u64,
     looked: Instant,
     ready: bool,
+    calls: Calls,
 }
 
 impl Observer {
@@ -91,6 +102,7 @@ impl Observer {
                 events_lost: 0,
                 looked: Instant::now(),
                 ready: false,
+                calls: Calls::default(),
             }),
             hub: Hub::new(),
         })
@@ -122,17 +134,45 @@ impl Observer {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut farewell = tokio::time::interval(FAREWELL);
         farewell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut calls = tokio::time::interval(CALLS);
+        calls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Of the agent's own: a line for each call of a replica that may call.
+        let logged = tracing::enabled!(tracing::Level::DEBUG);
         loop {
+            let watched = logged || self.hub.watchers() > 0;
             let (ending, due) = {
-                let state = self.state();
+                let mut state = self.state();
+                state.watch_calls(watched);
                 (!state.ending.is_empty(), state.enforcement.due())
             };
             tokio::select! {
                 result = next(&mut events, |event| self.state().event(event)) => result?,
                 () = until(due) => self.state().join(),
                 _ = farewell.tick(), if ending => self.state().farewell(),
+                _ = calls.tick(), if watched => self.hand_on(logged).await,
+                () = self.hub.changed() => {}
                 _ = tick.tick() => self.state().tick(),
             }
+        }
+    }
+}
+
+impl Observer {
+    /// Hands on the calls that the kernel has told of.
+    async fn hand_on(&self, logged: bool) {
+        loop {
+            let (events, more) = self.state().take_calls();
+            for event in events {
+                if let (true, Event::Call(call)) = (logged, &event) {
+                    self.state().log_call(call);
+                }
+                self.hub.tell(event);
+            }
+            if !more {
+                return;
+            }
+            // Who watches gets to read them before there are more.
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -290,7 +330,11 @@ impl State {
             .then(|| self.inventory.identity(event.parent).cloned())
             .flatten();
         match parent {
-            Some(identity) => self.inventory.bank(&identity, &slot),
+            Some(identity) => {
+                let answered = self.answered(event.slot);
+                self.inventory.bank_answers(&identity, &answered);
+                self.inventory.bank(&identity, &slot);
+            }
             None => self.orphaned += calls(&slot),
         }
         self.rest(event.slot);
@@ -358,6 +402,9 @@ impl State {
         }
         let _ = self.tap.targets.remove(&pid);
         let identity = self.inventory.identity(pid).cloned();
+        if let Some(identity) = &identity {
+            self.lose_answers(pid, identity, None);
+        }
         let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();
         for (slot, identity) in elsewhere.iter().zip(identity.iter().cycle()) {
             self.inventory.bank(identity, slot);
@@ -382,8 +429,124 @@ impl State {
     fn bank(&mut self, pid: u32) -> Option<Identity> {
         let number = self.inventory.slot(pid)?;
         let slot = self.tap.slots.get(number).unwrap_or(Slot::ZERO);
+        if let Some(identity) = self.inventory.identity(pid).cloned() {
+            if let Ok(target) = self.tap.targets.get(&pid, 0) {
+                // It runs another program: its connections are gone, but for those that are new.
+                self.lose_answers(pid, &identity, Some(target.epoch));
+            }
+            let answered = self.answered(number);
+            self.inventory.bank_answers(&identity, &answered);
+            let found = self.inventory.found(pid);
+            self.calls.left(number, pid, identity, found);
+        }
         self.rest(number);
         self.inventory.remove(pid, &slot, SystemTime::now())
+    }
+
+    /// What is known of the answers to the calls of a slot's process.
+    fn answered(&self, slot: u32) -> Answered {
+        Answered {
+            durations: self
+                .tap
+                .answers
+                .durations()
+                .remove(&slot)
+                .unwrap_or_default(),
+            pending: self.tap.answers.pending(slot),
+        }
+    }
+
+    /// The connections of a process are gone, but for those of `epoch`, and with them the calls under way.
+    fn lose_answers(&mut self, pid: u32, identity: &Identity, epoch: Option<u64>) {
+        let durations = self.tap.answers.forget(pid, epoch, since_boot());
+        let answered = Answered {
+            durations,
+            pending: None,
+        };
+        self.inventory.bank_answers(identity, &answered);
+    }
+
+    /// Accounts for the calls that were under way on connections that have been closed.
+    fn connections_gone(&mut self) {
+        for (pid, durations) in self.tap.answers.gone() {
+            let departed = || self.calls.departed.values().find(|(p, ..)| *p == pid);
+            let identity = self.inventory.identity(pid);
+            let identity = identity.or_else(|| departed().map(|(_, identity, _)| identity));
+            let answered = Answered {
+                durations,
+                pending: None,
+            };
+            if let Some(identity) = identity.cloned() {
+                self.inventory.bank_answers(&identity, &answered);
+            }
+        }
+    }
+
+    /// Has the kernel tell of calls, or not.
+    fn watch_calls(&mut self, watched: bool) {
+        if self.calls.watched == Some(watched) {
+            return;
+        }
+        if let Some(word) = self.tap.control.atomic(0, offset_of!(Control, watched)) {
+            word.store(watched.into(), Ordering::Relaxed);
+        }
+        self.calls.watched = Some(watched);
+        self.calls.lost = self.totals().calls_lost;
+        if !watched {
+            while self.tap.answers.calls(AT_ONCE, |_| ()) == AT_ONCE {}
+            self.calls.unknown.clear();
+        }
+    }
+
+    /// Takes some of the calls that the kernel has told of, and whether there may be more.
+    fn take_calls(&mut self) -> (Vec<Event>, bool) {
+        let Self {
+            tap,
+            inventory,
+            methods,
+            calls,
+            ..
+        } = self;
+        let mut events = Vec::new();
+        let waiting = std::mem::take(&mut calls.unknown);
+        let mut take = |calls: &mut Calls, since: Instant, event: CallEvent| {
+            match calls.of(inventory, methods, &event) {
+                Some(call) => events.extend(call.map(|call| Event::Call(Arc::new(call)))),
+                // Whose it is isn't known yet.
+                None if since.elapsed() < REST => calls.unknown.push_back((since, event)),
+                None => {}
+            }
+        };
+        for (since, event) in waiting {
+            take(calls, since, event);
+        }
+        let now = Instant::now();
+        let taken = tap.answers.calls(AT_ONCE, |event| take(calls, now, event));
+        let lost = tap.totals.get(0).map_or(0, |totals| totals.calls_lost);
+        if lost > calls.lost {
+            events.push(Event::Lost(lost - calls.lost));
+            calls.lost = lost;
+        }
+        (events, taken == AT_ONCE)
+    }
+
+    /// A line for the call of a replica that may call; none for any other.
+    fn log_call(&self, call: &Call) {
+        if !self.policy.allows(call.identity.replica) {
+            return;
+        }
+        tracing::debug!(
+            namespace = call.identity.namespace,
+            workload = call.identity.workload,
+            vertex = call.identity.vertex,
+            pod = call.identity.pod,
+            replica = %call.identity.replica,
+            method = %call.method,
+            verdict = call.verdict.name(),
+            code = call.code.map(Code::name),
+            pending = call.pending,
+            "call"
+        );
     }
 
     fn rest(&mut self, slot: u32) {
@@ -414,10 +577,15 @@ impl State {
             }
             self.resting.pop_front();
             self.tap.slots.set(slot, Slot::ZERO);
+            self.calls.departed.remove(&slot);
+            if let Err(e) = self.tap.answers.release(slot) {
+                self.warn(format!("histograms can't be used again: {e}"));
+            }
             if let Err(e) = self.tap.free_slots.push(slot, 0) {
                 self.warn(format!("a counter slot can't be used again: {e}"));
             }
         }
+        self.connections_gone();
         self.inventory.expire(SystemTime::now());
         self.enforcement.tick(&self.tap);
         let lost = self.totals().events_lost;
@@ -620,6 +788,13 @@ impl Engine for Observer {
                 }
             }
         }
+        let durations = state.tap.answers.durations();
+        state.inventory.include_answers(&mut replicas, |slot| {
+            Some(Answered {
+                durations: durations.get(&slot).cloned().unwrap_or_default(),
+                pending: state.tap.answers.pending(slot),
+            })
+        });
         let failures = Failure::ALL.into_iter().map(|why| {
             let mut n = totals.failures[why as usize];
             if why == Failure::Candidate {
@@ -644,9 +819,9 @@ impl Engine for Observer {
                 .into_iter()
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
                 .collect(),
-            events_lost: totals.events_lost + state.orphaned + nobodys + missed,
-            answers: false,
-            maps: Vec::new(),
+            events_lost: totals.events_lost + totals.calls_lost + state.orphaned + nobodys + missed,
+            answers: state.tap.answers.on(),
+            maps: state.tap.fill_levels(),
             warnings,
         }
     }

@@ -267,6 +267,14 @@ impl Policy {
         }
     }
 
+    /// Whether a replica may call: it has a number, and that is allowed.
+    pub fn allows(&self, replica: Replica) -> bool {
+        match replica {
+            Replica::Number(number) => self.allowed.contains(&number),
+            Replica::Unknown => false,
+        }
+    }
+
     /// All that is said of a replica.
     pub fn ruling(&self, identity: &Identity) -> Ruling {
         let admitted = match identity.replica {

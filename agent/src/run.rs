@@ -19,7 +19,7 @@ use crate::engine::{self, Engine, Handle};
 use crate::export::http::{self, ListenError};
 use crate::observer::Observer;
 use crate::settings::Settings;
-use crate::tap::Tap;
+use crate::tap::{Sights, Tap};
 
 /// How long answers that are under way may take once the agent was told to stop.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -41,7 +41,10 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         let plan = Plan {
             pin_dir: settings.pin_dir.clone(),
             lease: settings.lease,
-            methods: settings.methods.clone(),
+            sights: Sights {
+                methods: settings.methods.clone(),
+                answers: settings.answers,
+            },
             tap: settings.tap,
             enforcer: settings.enforcer,
         };
@@ -206,6 +209,7 @@ mod tests {
         Settings {
             policy: Policy::new(Mode::Audit),
             methods: vec![DEFAULT_METHOD.to_owned()],
+            answers: true,
             tap: cli::Tap::Auto,
             enforcer: cli::Enforcer::Auto,
             pin_dir: directory.join("bpf"),

@@ -22,6 +22,8 @@ pub struct Settings {
     /// Watched methods: 1 to 8 full paths that can be watched, no two alike. If the policy enforces, each of them may be
     /// rejected.
     pub methods: Vec<String>,
+    /// Whether answers are followed.
+    pub answers: bool,
     /// How sends are to be observed.
     pub tap: cli::Tap,
     /// How calls are to be rejected.
@@ -130,6 +132,7 @@ impl Settings {
         Ok(Self {
             policy,
             methods,
+            answers: !arguments.no_answers,
             tap: arguments.tap,
             enforcer: arguments.enforcer,
             pin_dir: arguments.pin_dir.clone(),

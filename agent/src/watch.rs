@@ -9,8 +9,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use agent_common::abi::answers::Code;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Notify, broadcast};
 
 use crate::model::{Identity, Verdict};
 
@@ -56,6 +56,7 @@ pub enum Event {
 pub struct Hub {
     sender: broadcast::Sender<Event>,
     watchers: AtomicUsize,
+    changed: Notify,
 }
 
 impl Hub {
@@ -64,12 +65,14 @@ impl Hub {
         Arc::new(Self {
             sender: broadcast::Sender::new(BACKLOG),
             watchers: AtomicUsize::new(0),
+            changed: Notify::new(),
         })
     }
 
     /// Watches from now on.
     pub fn subscribe(self: &Arc<Self>) -> Subscription {
         self.watchers.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_one();
         Subscription {
             receiver: self.sender.subscribe(),
             hub: Arc::downgrade(self),
@@ -79,6 +82,11 @@ impl Hub {
     /// How many watch.
     pub fn watchers(&self) -> usize {
         self.watchers.load(Ordering::SeqCst)
+    }
+
+    /// Waits until somebody has come or gone since the last time. For one who waits only.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Tells all who watch.
@@ -110,6 +118,7 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some(hub) = self.hub.upgrade() {
             hub.watchers.fetch_sub(1, Ordering::SeqCst);
+            hub.changed.notify_one();
         }
     }
 }

@@ -1,5 +1,233 @@
 //! What is kept of answers: how calls ended, how long they took, and the value that the source told.
 
+use core::mem::offset_of;
+
+use super::ConnKey;
+use crate::h2::pending::KEPT;
+use crate::h2::walk::Conn;
+use crate::vol::{Vol, if_below};
+
+/// Connections whose answers are followed at once.
+pub const MAX_ANSWERS: u32 = 4096;
+/// Connections at once that were closed while calls were under way, until the agent has accounted for them.
+pub const MAX_GONE: u32 = 256;
+/// Histograms at once: one a process, method and code. Number 0 is nobody's.
+pub const MAX_HISTOGRAMS: u32 = 4096;
+/// Bytes of the ring buffer for calls, which is filled only while somebody watches.
+pub const CALL_BYTES: u32 = 1024 * 1024;
+/// Calls of watched methods that are timed at once on one connection; more are counted, not timed.
+pub const UNDER_WAY: usize = 32;
+/// Answers that may end before their request's send is accounted for, at once on one connection.
+pub const EARLY: usize = 4;
+
+const _: () = assert!(CALL_BYTES.is_power_of_two());
+const _: () =
+    assert!(UNDER_WAY.is_power_of_two() && EARLY.is_power_of_two() && KEPT.is_power_of_two());
+
+/// The answers of one connection: where its server's stream stands, and the calls that wait for their ends. The client's sends add
+/// calls, its receives take them away, on two CPUs perhaps.
+#[repr(C)]
+pub struct Answers {
+    /// The target's epoch when the connection began.
+    pub epoch: u64,
+    /// The calls under way, each at the first free place from that of its stream's number on.
+    pub calls: [UnderWay; UNDER_WAY],
+    /// Answers that ended before their requests were accounted for, at the place of their stream's number.
+    pub early: [Early; EARLY],
+    /// What the gate made of calls, at the place of their stream's number: the stream in the lower half, the verdict in the upper one.
+    pub gated: [Vol<u64>; UNDER_WAY],
+    /// Calls under way.
+    pub waiting: Vol<u64>,
+    /// The stream whose message is being kept, or was last.
+    pub kept_stream: Vol<u32>,
+    /// Octets of it that were kept; more than [`KEPT`]: it is longer.
+    pub kept_len: Vol<u32>,
+    /// Octets of the current DATA frame that are still to be kept.
+    pub keep: Vol<u32>,
+    /// Not 0: the server was heard before the client's preface was seen.
+    pub unclaimed: Vol<u32>,
+    /// They.
+    pub kept: [Vol<u8>; KEPT],
+    /// Where the server's stream stands.
+    pub conn: Conn,
+}
+
+/// A call under way.
+#[repr(C)]
+pub struct UnderWay {
+    /// [`UnderWay::key`]; 0 is none. Written last, with an exchange.
+    pub key: Vol<u64>,
+    /// When its send had ended, in ns since boot.
+    pub start: Vol<u64>,
+}
+
+impl UnderWay {
+    /// The stream in the lower half, then the method's number, then the verdict.
+    #[inline(always)]
+    pub const fn key(stream: u32, method: u32, verdict: u32) -> u64 {
+        stream as u64 | (method as u64) << 32 | (verdict as u64) << 40
+    }
+
+    /// Stream, method and verdict.
+    #[inline(always)]
+    pub const fn of(key: u64) -> (u32, u32, u32) {
+        (
+            key as u32,
+            (key >> 32) as u32 & 0xff,
+            (key >> 40) as u32 & 0xff,
+        )
+    }
+
+    /// The place of a stream's number.
+    #[inline(always)]
+    pub const fn place(stream: u32) -> u32 {
+        stream / 2
+    }
+}
+
+/// An answer that ended before its request was accounted for.
+#[repr(C)]
+pub struct Early {
+    /// The stream; 0 is none.
+    pub stream: Vol<u32>,
+    /// A [`Code`].
+    pub code: Vol<u32>,
+    /// When it ended, in ns since boot.
+    pub at: Vol<u64>,
+}
+
+const _: () = assert!(
+    size_of::<Answers>() == 8 + 24 * UNDER_WAY + 16 * EARLY + 24 + KEPT + size_of::<Conn>()
+);
+
+/// Where [`Answers`]' fields lie, for an agent that reads one as bytes.
+pub mod layout {
+    use super::{Answers, offset_of};
+    /// Of [`Answers::epoch`].
+    pub const EPOCH: usize = offset_of!(Answers, epoch);
+    /// Of [`Answers::calls`].
+    pub const CALLS: usize = offset_of!(Answers, calls);
+}
+
+/// A connection that was closed while calls were under way.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GoneKey {
+    /// It.
+    pub key: ConnKey,
+    /// When it was closed, in ns since boot.
+    pub at: u64,
+}
+
+/// What has a histogram: a process's slot, a method and a code.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HistogramKey {
+    /// The process's slot.
+    pub slot: u32,
+    /// The method's number in the upper half, the [`Code`] in the lower one.
+    pub what: u32,
+}
+
+impl HistogramKey {
+    /// The key of these.
+    #[inline(always)]
+    pub const fn new(slot: u32, method: u32, code: u32) -> Self {
+        Self {
+            slot,
+            what: method << 16 | code,
+        }
+    }
+
+    /// Method and code.
+    pub const fn of(self) -> (u32, u32) {
+        (self.what >> 16, self.what & 0xffff)
+    }
+}
+
+/// How long calls took. Programs add to it atomically; the agent reads it through `mmap`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Histogram {
+    /// Whose it is; slot 0: nobody's.
+    pub key: HistogramKey,
+    /// The sum of all durations, in ns.
+    pub sum: u64,
+    /// How many in each bucket ([`bucket`]).
+    pub buckets: [u64; BUCKETS],
+}
+
+impl Histogram {
+    /// Nobody's.
+    pub const ZERO: Self = Self {
+        key: HistogramKey { slot: 0, what: 0 },
+        sum: 0,
+        buckets: [0; BUCKETS],
+    };
+}
+
+const _: () = assert!(size_of::<Histogram>() == 16 + 8 * BUCKETS);
+
+/// The message of the answer that ended last of a process's calls of one method that has one. Read through `mmap`; whole where
+/// [`Message::written`] is the same before and after, and [`Message::lock`] is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// Not 0 while it is written.
+    pub lock: u64,
+    /// How many were written.
+    pub written: u64,
+    /// The method's number in the upper half, the message's octets in the lower one.
+    pub len: u64,
+    /// When it ended, in ns since boot.
+    pub at: u64,
+    /// The message, as [`crate::h2::pending`] reads it.
+    pub octets: [u8; KEPT],
+}
+
+impl Message {
+    /// None.
+    pub const ZERO: Self = Self {
+        lock: 0,
+        written: 0,
+        len: 0,
+        at: 0,
+        octets: [0; KEPT],
+    };
+}
+
+const _: () = assert!(size_of::<Message>() == 64);
+
+/// A call that has ended, or that isn't timed: what is told of it while somebody watches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallEvent {
+    /// When its send had ended, in ns since boot.
+    pub start: u64,
+    /// When its answer ended; 0 where that isn't known.
+    pub end: u64,
+    /// Its process.
+    pub tgid: u32,
+    /// The process's slot.
+    pub slot: u32,
+    /// The connection's descriptor.
+    pub fd: u32,
+    /// Its stream.
+    pub stream: u32,
+    /// The method's number.
+    pub method: u32,
+    /// One of [`super::verdict`].
+    pub verdict: u32,
+    /// A [`Code`], where `end` isn't 0.
+    pub code: u32,
+    /// Octets of its message.
+    pub len: u32,
+    /// The message.
+    pub octets: [u8; KEPT],
+}
+
+const _: () = assert!(size_of::<CallEvent>() == 48 + KEPT);
+
 /// How a call ended: a gRPC status, or what took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u32)]
@@ -88,7 +316,7 @@ impl Code {
     }
 }
 
-/// Steps of a decade: the preferred numbers R20 (ISO 3), in hundredths. Each is at most 13 % above the one before, and
+/// Steps of a decade: the preferred numbers R20 (ISO 3), in hundredths. Each is at most 15 % above the one before, and
 /// 1, 2.5 and 5, which exporters show, are among them.
 const STEPS: [u64; 20] = [
     100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800,
@@ -108,7 +336,7 @@ const _: () = assert!(BOUNDS < BUCKETS && BUCKETS < BOUNDS_TABLE);
 /// Upper bounds of the buckets in ns, inclusive as Prometheus' are. Behind the last one lies the largest number, so that a
 /// search by halves needs no other end.
 pub const BOUNDS_NS: [u64; BOUNDS_TABLE] = {
-    let mut bounds = [u64::MAX; BOUNDS_TABLE];
+    let mut bounds = [u64::MAX >> 1; BOUNDS_TABLE];
     let mut unit = 100;
     let mut i = 0;
     while i < BOUNDS {
@@ -121,18 +349,19 @@ pub const BOUNDS_NS: [u64; BOUNDS_TABLE] = {
     bounds
 };
 
-/// The bucket of a duration: how many bounds lie below it.
+/// The bucket of a duration: how many bounds lie below it, which is below [`BUCKETS`].
 #[inline(always)]
 pub fn bucket(bounds: &[u64; BOUNDS_TABLE], ns: u64) -> usize {
-    let mut at = 0;
-    let mut half = BOUNDS_TABLE / 2;
+    // What takes longer than 292 years doesn't matter here, but its sign does.
+    let ns = ns & (u64::MAX >> 1);
+    let mut at = 0u64;
+    let mut half = BOUNDS_TABLE as u64 / 2;
     while half > 0 {
-        if bounds[(at + half - 1) & (BOUNDS_TABLE - 1)] < ns {
-            at += half;
-        }
+        let bound = bounds[(at + half - 1) as usize & (BOUNDS_TABLE - 1)];
+        at += if_below(bound, ns, half);
         half /= 2;
     }
-    if at < BUCKETS { at } else { BUCKETS - 1 }
+    at as usize & (BOUNDS_TABLE - 1)
 }
 
 #[cfg(test)]
@@ -152,10 +381,10 @@ mod tests {
     fn bounds_are_decimal_and_close() {
         assert_eq!(BOUNDS_NS[0], 10_000);
         assert_eq!(BOUNDS_NS[BOUNDS - 1], 100_000_000_000);
-        assert_eq!(BOUNDS_NS[BOUNDS], u64::MAX);
+        assert_eq!(BOUNDS_NS[BOUNDS], u64::MAX >> 1);
         for pair in BOUNDS_NS[..BOUNDS].windows(2) {
             assert!(
-                pair[0] < pair[1] && pair[1] * 100 <= pair[0] * 114,
+                pair[0] < pair[1] && pair[1] * 100 <= pair[0] * 115,
                 "{pair:?}"
             );
         }
@@ -171,6 +400,6 @@ mod tests {
             assert_eq!(bucket(&BOUNDS_NS, bound), i);
             assert_eq!(bucket(&BOUNDS_NS, bound + 1), i + 1);
         }
-        assert_eq!(bucket(&BOUNDS_NS, u64::MAX), BOUNDS);
+        assert_eq!(bucket(&BOUNDS_NS, u64::MAX >> 1), BOUNDS);
     }
 }

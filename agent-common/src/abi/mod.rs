@@ -12,7 +12,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -147,9 +147,16 @@ pub struct Control {
     pub closing: u64,
     /// Where in a buffer (`struct sk_buff`) the kernel notes how much of it a Unix socket's reader has taken already.
     pub consumed_at: u64,
+    /// Not 0: somebody watches calls as they happen.
+    pub watched: u64,
+    /// 0: answers aren't followed. Else one more than the number of the method that answers a pending count, or [`NO_PENDING`].
+    pub answers: u64,
     /// For later.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 2],
 }
+
+/// Of [`Control::answers`]: answers are followed, and none has a pending count.
+pub const NO_PENDING: u64 = 256;
 
 impl Control {
     /// No lease.
@@ -158,7 +165,9 @@ impl Control {
         attended: 0,
         closing: 0,
         consumed_at: 0,
-        reserved: [0; 4],
+        watched: 0,
+        answers: 0,
+        reserved: [0; 2],
     };
 }
 
@@ -252,11 +261,13 @@ pub enum Reason {
     StreamGap = 8,
     TableFull = 9,
     Unreadable = 10,
+    Answer = 11,
+    Untimed = 12,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Frame,
         Self::Continuation,
         Self::Padding,
@@ -268,6 +279,8 @@ impl Reason {
         Self::StreamGap,
         Self::TableFull,
         Self::Unreadable,
+        Self::Answer,
+        Self::Untimed,
     ];
 
     /// The label of `pendguard_unparsed_total`.
@@ -284,6 +297,8 @@ impl Reason {
             Self::StreamGap => "stream_gap",
             Self::TableFull => "table_full",
             Self::Unreadable => "unreadable",
+            Self::Answer => "answer",
+            Self::Untimed => "untimed",
         }
     }
 
@@ -303,6 +318,13 @@ impl Reason {
             }
             Self::TableFull => "no room for another connection",
             Self::Unreadable => "bytes of the process that could not be read",
+            Self::Answer => {
+                "answers of a connection that could not be followed any further: its calls are counted, not timed"
+            }
+            Self::Untimed => {
+                "a call of a watched method that was counted and not timed: its connection's answers are not followed, or too \
+                 many are under way"
+            }
         }
     }
 }
@@ -473,6 +495,8 @@ pub struct Totals {
     pub events_lost: u64,
     /// By [`Failure`].
     pub failures: [u64; 16],
+    /// Calls that nobody who watches is told of: the ring buffer was full.
+    pub calls_lost: u64,
 }
 
 impl Totals {
@@ -481,6 +505,7 @@ impl Totals {
         unparsed: [0; 16],
         events_lost: 0,
         failures: [0; 16],
+        calls_lost: 0,
     };
 }
 
@@ -496,8 +521,16 @@ pub mod walks {
     pub const REPLAY: u32 = 3;
     /// `edit_walk`.
     pub const EDIT: u32 = 4;
+    /// `answer_begun`.
+    pub const BEGUN: u32 = 5;
+    /// `answer_walk`.
+    pub const ANSWER: u32 = 6;
+    /// `answer_join`.
+    pub const JOIN: u32 = 7;
+    /// `answer_ended`.
+    pub const ENDED: u32 = 8;
     /// How many there are.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 9;
 }
 
 /// Places in the array of the gate's programs.
@@ -550,4 +583,12 @@ mod pod {
     unsafe impl aya::Pod for crate::h2::substitute::Substitute {}
     // SAFETY: as above.
     unsafe impl aya::Pod for crate::h2::paths::PathTable {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for crate::h2::status::StatusTable {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::answers::HistogramKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::answers::GoneKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::answers::CallEvent {}
 }

@@ -10,6 +10,8 @@
 //! | [`journal`] | what an enforcer has overwritten in a send that may be sent in part |
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
 //! | [`substitute`] | what a watched path is overwritten with |
+//! | [`status`] | the gRPC status in a server's stream, as another such table |
+//! | [`pending`] | the count in a PendingResponse |
 //! | [`huffman`] | the HPACK Huffman code (to build that table) |
 //!
 //! # What it knows of HPACK
@@ -28,6 +30,8 @@ pub mod frame;
 pub mod huffman;
 pub mod journal;
 pub mod paths;
+pub mod pending;
+pub mod status;
 pub mod substitute;
 pub mod track;
 pub mod walk;

@@ -8,6 +8,7 @@
 //! Each path has one Huffman spelling: the code is a prefix code and its padding is prescribed (RFC 7541 §5.2).
 
 use super::huffman;
+use super::walk::{self, OTHER};
 
 /// Watched paths at most.
 pub const MAX_PATHS: usize = 8;
@@ -20,26 +21,26 @@ const POSITIONS: usize = MAX_LEN.next_power_of_two();
 const HUFFMAN_SHIFT: u32 = MAX_PATHS as u32;
 const NAME_PLAIN: u32 = 1 << 16;
 const NAME_HUFFMAN: u32 = 1 << 17;
-/// The candidates that are the name `:path`.
-pub const NAME: u32 = NAME_PLAIN | NAME_HUFFMAN;
 const PATH: &[u8] = b":path";
 
-const _: () = assert!(2 * MAX_PATHS <= 16, "NAME's bits lie above the paths'");
+const _: () = assert!(2 * MAX_PATHS <= 16, "the name's bits lie above the paths'");
 
-/// What [`super::walk::step`] compares strings with.
+/// What [`super::walk::step`] compares strings with: one header field's name, and values of it. In a client's stream the field is
+/// `:path` and the values are the watched paths; in a server's it is `grpc-status` ([`super::status`]).
 pub trait Paths {
+    /// Whether the stream is a server's.
+    const SERVER: bool = false;
+    /// The candidates that are the field's name.
+    const NAME: u32;
+
     /// The candidates of this length in octets; `huffman` is 1 for the Huffman spelling and 0 for the plain one.
     fn lengths(&self, huffman: u32, len: u32) -> u32;
-    /// The candidates that have `octet` at `position`.
-    fn at(&self, position: u32, octet: u8) -> u32;
-}
-
-/// Which watched path a mask of one candidate means: 0 to [`MAX_PATHS`] - 1.
-#[inline(always)]
-pub fn number(mask: u32) -> u32 {
-    let one = (mask | mask >> HUFFMAN_SHIFT) & ((1 << MAX_PATHS) - 1);
-    // The position of the only bit, without a loop.
-    ((one & 0xaa != 0) as u32) | ((one & 0xcc != 0) as u32) << 1 | ((one & 0xf0 != 0) as u32) << 2
+    /// The candidates that have `octet` at `position`, of a string in that spelling.
+    fn at(&self, huffman: u32, position: u32, octet: u8) -> u32;
+    /// Which value a mask of one candidate means.
+    fn number(mask: u32) -> u32;
+    /// The class of an entry of the static table (RFC 7541 appendix A), whose index is below 62.
+    fn of_static(index: u32) -> u32;
 }
 
 /// The table. It is the value of a BPF array map, as it stands.
@@ -124,6 +125,8 @@ pub fn check(path: &str) -> Result<(), PathError> {
 }
 
 impl Paths for PathTable {
+    const NAME: u32 = NAME_PLAIN | NAME_HUFFMAN;
+
     #[inline(always)]
     fn lengths(&self, huffman: u32, len: u32) -> u32 {
         if len as usize >= POSITIONS {
@@ -133,7 +136,27 @@ impl Paths for PathTable {
     }
 
     #[inline(always)]
-    fn at(&self, position: u32, octet: u8) -> u32 {
+    fn at(&self, _: u32, position: u32, octet: u8) -> u32 {
         self.at[(position as usize) & (POSITIONS - 1)][octet as usize]
+    }
+
+    /// 0 to [`MAX_PATHS`] - 1.
+    #[inline(always)]
+    fn number(mask: u32) -> u32 {
+        let one = (mask | mask >> HUFFMAN_SHIFT) & ((1 << MAX_PATHS) - 1);
+        // The position of the only bit, without a loop.
+        ((one & 0xaa != 0) as u32)
+            | ((one & 0xcc != 0) as u32) << 1
+            | ((one & 0xf0 != 0) as u32) << 2
+    }
+
+    /// 4 is `:path: /`, 5 is `:path: /index.html`.
+    #[inline(always)]
+    fn of_static(index: u32) -> u32 {
+        if index == 4 || index == 5 {
+            OTHER
+        } else {
+            walk::NONE
+        }
     }
 }

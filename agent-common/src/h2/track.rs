@@ -199,7 +199,7 @@ pub fn send<P: Paths>(
         }
         while s.left() > 0 {
             match step(c, &s, paths, mode == Begin::Join) {
-                Outcome::Continue => {}
+                Outcome::Continue | Outcome::Reset | Outcome::Data | Outcome::Block => {}
                 Outcome::Starved => unreachable!("a slice is always ready"),
                 Outcome::Request => request(c.last_stream.get(), c.path.get()),
                 Outcome::Fault(fault) => return end(c, mode, Some(fault)),

@@ -5,7 +5,7 @@
 //! All state that outlives a step is in [`Conn`], in memory (see [`crate::vol`]).
 
 use super::frame::{HEAD, Head, PREFACE, flag, kind};
-use super::paths::{MAX_PATHS, NAME, Paths};
+use super::paths::{MAX_PATHS, Paths};
 use crate::vol::Vol;
 
 /// Insertions into the dynamic table whose meaning is remembered. A table of 4,096 octets, the default
@@ -100,6 +100,12 @@ pub enum Outcome {
     Starved,
     /// A request's header block ended. Its class is in [`Conn::path`].
     Request,
+    /// The header of a RST_STREAM frame was passed: [`Conn::stream`] is over.
+    Reset,
+    /// Of a server only: the header of a DATA frame was passed. [`Conn::stream`] has [`Conn::count`] octets of payload here.
+    Data,
+    /// Of a server only: a header block ended on [`Conn::stream`]. What it says of the status is in [`Conn::path`].
+    Block,
     /// The stream can't be followed from here.
     Fault(Fault),
 }
@@ -143,8 +149,8 @@ pub struct Conn {
     padding: Vol<u32>,
     /// Flags of the frame in progress.
     flags: Vol<u32>,
-    /// Stream of the frame in progress.
-    stream: Vol<u32>,
+    /// Stream of the frame in progress, or of the one that an outcome tells of.
+    pub stream: Vol<u32>,
     /// Stream whose header block waits for CONTINUATION, or 0.
     open_block: Vol<u32>,
     /// Highest stream on which a request began; 0: none yet.
@@ -255,6 +261,12 @@ impl Conn {
         self.phase.get() == phase::BLOCK && self.field.get() == field::START
     }
 
+    /// Whether the frame that an outcome tells of ends its stream.
+    #[inline(always)]
+    pub fn ends_stream(&self) -> bool {
+        self.flags.get() & flag::END_STREAM != 0
+    }
+
     /// Whether the last string was a Huffman coded one.
     #[inline(always)]
     pub(super) fn was_huffman(&self) -> bool {
@@ -344,7 +356,8 @@ impl Conn {
         if field == field::BODY && self.mask.get() != 0 && self.string_at.get() + left >= 128 {
             return Err("a string longer than any candidate is one");
         }
-        let class = |class: u32| class < LATCHED + MAX_PATHS as u32 || class == UNRESOLVED;
+        // A watched path, substituted or not, or one of gRPC's 17 statuses.
+        let class = |class: u32| class < LATCHED + MAX_PATHS as u32 + 1 || class == UNRESOLVED;
         let newest = self.inserted.get().wrapping_sub(1) as usize & (RING - 1);
         if !class(self.path.get()) || !class(self.ring[newest].get() as u32) {
             return Err("a class that is none");
@@ -401,11 +414,11 @@ pub fn step<S: Source, P: Paths>(c: &Conn, s: &S, p: &P, strict: bool) -> Outcom
         return Outcome::Starved;
     }
     match ph {
-        phase::HEAD => head(c, s, strict),
+        phase::HEAD => head::<S, P>(c, s, strict),
         phase::PAD_LENGTH => {
             let pad = s.peek(0) as u32;
             s.pass(1);
-            padded(c, pad)
+            padded::<P>(c, pad)
         }
         _ => preface(c, s),
     }
@@ -447,7 +460,7 @@ fn expected_preface(at: u32) -> u8 {
 }
 
 #[inline(always)]
-fn head<S: Source>(c: &Conn, s: &S, strict: bool) -> Outcome {
+fn head<S: Source, P: Paths>(c: &Conn, s: &S, strict: bool) -> Outcome {
     let had = c.count.get();
     let h = if had == 0 && s.ready() >= HEAD {
         let h = Head::read(s);
@@ -467,23 +480,33 @@ fn head<S: Source>(c: &Conn, s: &S, strict: bool) -> Outcome {
         return Outcome::Fault(fault);
     }
     if h.kind != kind::HEADERS && h.kind != kind::CONTINUATION {
+        if P::SERVER && h.kind == kind::DATA {
+            c.flags.set(h.flags);
+            c.stream.set(h.stream());
+            skip(c, h.len, phase::HEAD);
+            return Outcome::Data;
+        }
         // Most frames end in the piece in which they begin.
         let n = min(h.len, s.left());
         s.pass(n);
         skip(c, h.len - n, phase::HEAD);
+        if h.kind == kind::RST_STREAM {
+            c.stream.set(h.stream());
+            return Outcome::Reset;
+        }
         return Outcome::Continue;
     }
-    frame(c, &h)
+    frame::<P>(c, &h)
 }
 
 /// Goes on behind the header of a HEADERS or CONTINUATION frame.
 #[inline(always)]
-fn frame(c: &Conn, h: &Head) -> Outcome {
-    c.flags.set(h.flags);
+fn frame<P: Paths>(c: &Conn, h: &Head) -> Outcome {
     c.stream.set(h.stream());
     c.fragment.set(h.len);
     c.padding.set(0);
     if h.kind == kind::HEADERS {
+        c.flags.set(h.flags);
         c.block.set(0);
         c.field.set(field::START);
         c.path.set(NONE);
@@ -491,7 +514,7 @@ fn frame(c: &Conn, h: &Head) -> Outcome {
         // Clients number their streams 1, 3, 5, … A gap means that a request was cancelled before it was sent, or
         // sent unseen; then it may have inserted something, and every older index would mean the wrong entry.
         let last = c.last_stream.get();
-        if last != 0 && h.stream() > last + 2 {
+        if !P::SERVER && last != 0 && h.stream() > last + 2 {
             c.gap.set(c.inserted.get());
             c.forget_table();
         }
@@ -503,17 +526,19 @@ fn frame(c: &Conn, h: &Head) -> Outcome {
             c.phase.set(phase::PAD_LENGTH);
             return Outcome::Continue;
         }
-        return padded(c, 0);
+        return padded::<P>(c, 0);
     }
     // CONTINUATION has neither padding nor priority (RFC 9113 §6.10).
-    c.flags.set(h.flags & flag::END_HEADERS);
+    // The HEADERS frame has said whether the stream ends.
+    c.flags
+        .set(c.flags.get() & flag::END_STREAM | h.flags & flag::END_HEADERS);
     c.block.set(c.block.get() + HEAD);
-    fragment(c, 0)
+    fragment::<P>(c, 0)
 }
 
 /// Goes on behind the place of the pad length (RFC 9113 §6.2).
 #[inline(always)]
-fn padded(c: &Conn, pad: u32) -> Outcome {
+fn padded<P: Paths>(c: &Conn, pad: u32) -> Outcome {
     let priority = if c.flags.get() & flag::PRIORITY != 0 {
         5
     } else {
@@ -525,12 +550,12 @@ fn padded(c: &Conn, pad: u32) -> Outcome {
     }
     c.padding.set(pad);
     c.fragment.set(len - pad - priority);
-    fragment(c, priority)
+    fragment::<P>(c, priority)
 }
 
 /// Enters the fragment of a header block, behind `priority` octets that say nothing here.
 #[inline(always)]
-fn fragment(c: &Conn, priority: u32) -> Outcome {
+fn fragment<P: Paths>(c: &Conn, priority: u32) -> Outcome {
     let len = c.fragment.get();
     // `len` has 24 bits and the sum is cut at each fragment, so it can't overflow.
     let block = c.block.get() + len;
@@ -539,7 +564,7 @@ fn fragment(c: &Conn, priority: u32) -> Outcome {
     }
     c.block.set(block);
     if len == 0 {
-        return end_of_fragment(c, priority);
+        return end_of_fragment::<P>(c, priority);
     }
     skip(c, priority, phase::BLOCK);
     Outcome::Continue
@@ -554,7 +579,7 @@ fn skip(c: &Conn, n: u32, then: u32) {
 
 /// The fragment is over; `extra` octets and the padding lie before the next frame.
 #[inline(always)]
-fn end_of_fragment(c: &Conn, extra: u32) -> Outcome {
+fn end_of_fragment<P: Paths>(c: &Conn, extra: u32) -> Outcome {
     skip(c, c.padding.get() + extra, phase::HEAD);
     let stream = c.stream.get();
     if c.flags.get() & flag::END_HEADERS == 0 {
@@ -564,6 +589,12 @@ fn end_of_fragment(c: &Conn, extra: u32) -> Outcome {
     c.open_block.set(0);
     if c.field.get() != field::START {
         return Outcome::Fault(Fault::Truncated);
+    }
+    if P::SERVER {
+        if c.path.get() == NONE && c.unknown.get() != 0 {
+            c.path.set(UNRESOLVED);
+        }
+        return Outcome::Block;
     }
     if stream <= c.last_stream.get() {
         // Trailers of a stream that is open already (RFC 9113 §8.1).
@@ -603,13 +634,14 @@ fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
         if state == field::BODY {
             n = min(min(c.string_left.get(), ready), COMPARE);
             let at = c.string_at.get();
+            let huffman = c.huffman.get();
             let mut mask = mask;
             let mut i = 0;
             while i < COMPARE {
                 if i >= n {
                     break;
                 }
-                mask &= p.at(at + i, s.peek(i));
+                mask &= p.at(huffman, at + i, s.peek(i));
                 i += 1;
             }
             c.mask.set(mask);
@@ -624,7 +656,7 @@ fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
                 if !is_short_index(octet) {
                     break;
                 }
-                indexed(c, octet & 0x7f);
+                indexed::<P>(c, octet & 0x7f);
                 n += 1;
             }
         } else {
@@ -659,10 +691,10 @@ fn block<S: Source, P: Paths>(c: &Conn, s: &S, p: &P) -> Outcome {
     s.pass(n);
     c.fragment.set(fragment - n);
     if done == STRING_DONE {
-        string(c);
+        string::<P>(c);
     }
     if fragment == n {
-        return end_of_fragment(c, 0);
+        return end_of_fragment::<P>(c, 0);
     }
     Outcome::Continue
 }
@@ -731,7 +763,7 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             if value == 0 {
                 return BAD_INTEGER;
             }
-            indexed(c, value);
+            indexed::<P>(c, value);
             c.field.set(field::START);
         }
         integer::NAME => {
@@ -739,7 +771,7 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             let is = if value == 0 {
                 IN_NAME
             } else {
-                match class_of_index(c, value) {
+                match class_of_index::<P>(c, value) {
                     NONE => 0,
                     UNRESOLVED => NAME_UNKNOWN,
                     _ => NAME_IS_PATH,
@@ -752,9 +784,9 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             let role = c.role.get();
             let candidates = p.lengths(c.huffman.get(), value);
             c.mask.set(if role & IN_NAME != 0 {
-                candidates & NAME
+                candidates & P::NAME
             } else if role & NAME_IS_PATH != 0 {
-                candidates & !NAME
+                candidates & !P::NAME
             } else {
                 0
             });
@@ -772,8 +804,8 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
 
 /// An indexed field (RFC 7541 §6.1).
 #[inline(always)]
-fn indexed(c: &Conn, index: u32) {
-    let class = class_of_index(c, index);
+fn indexed<P: Paths>(c: &Conn, index: u32) {
+    let class = class_of_index::<P>(c, index);
     // What isn't known is noted already; the block's path may still come in full.
     if class != NONE && class != UNRESOLVED {
         path(c, class);
@@ -782,7 +814,7 @@ fn indexed(c: &Conn, index: u32) {
 
 /// Goes on behind a complete string.
 #[inline(always)]
-fn string(c: &Conn) {
+fn string<P: Paths>(c: &Conn) {
     let role = c.role.get();
     let mask = c.mask.get();
     if role & IN_NAME != 0 {
@@ -798,7 +830,7 @@ fn string(c: &Conn) {
         class = if mask == 0 {
             OTHER
         } else {
-            WATCHED + super::paths::number(mask)
+            WATCHED + P::number(mask)
         };
         path(c, class);
     }
@@ -814,14 +846,9 @@ fn string(c: &Conn) {
 /// What an index names: the class of a `:path`, [`NONE`] for any other field, or [`UNRESOLVED`] for what isn't known,
 /// which it notes.
 #[inline(always)]
-fn class_of_index(c: &Conn, index: u32) -> u32 {
+fn class_of_index<P: Paths>(c: &Conn, index: u32) -> u32 {
     if index < 62 {
-        // RFC 7541 appendix A: 4 is `:path: /`, 5 is `:path: /index.html`.
-        return if index == 4 || index == 5 {
-            OTHER
-        } else {
-            NONE
-        };
+        return P::of_static(index);
     }
     let back = index - 62;
     let inserted = c.inserted.get();

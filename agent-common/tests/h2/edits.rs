@@ -143,10 +143,10 @@ fn enforce(bytes: &[u8], cuts: &Cuts, reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
                     edit::apply(&conn, &source, &segments);
                 }
                 match outcome {
-                    Outcome::Continue => {}
+                    Outcome::Continue | Outcome::Reset => {}
                     Outcome::Starved => source.load(),
                     Outcome::Request => requests.push((conn.last_stream.get(), conn.path.get())),
-                    Outcome::Fault(fault) => panic!("{fault:?}"),
+                    other => panic!("{other:?}"),
                 }
                 conn.check_invariants().unwrap();
             }
@@ -333,7 +333,7 @@ impl Sender<'_> {
                 found();
             }
             match outcome {
-                Outcome::Continue => {}
+                Outcome::Continue | Outcome::Reset => {}
                 Outcome::Request => request(),
                 other => panic!("{other:?}"),
             }

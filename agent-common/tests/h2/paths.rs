@@ -1,15 +1,19 @@
 //! The table of watched paths: exact, for any paths.
 
 use agent_common::h2::huffman;
-use agent_common::h2::paths::{
-    MAX_LEN, MAX_PATHS, NAME, PathError, PathTable, Paths, check, number,
-};
+use agent_common::h2::paths::{MAX_LEN, MAX_PATHS, PathError, PathTable, Paths, check};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 
 use crate::reference::build::near;
 use crate::reference::choices::Choices;
 use crate::reference::table;
+
+const NAME: u32 = PathTable::NAME;
+
+fn number(mask: u32) -> u32 {
+    PathTable::number(mask)
+}
 
 /// What [`Paths`] says of a whole string: the candidates that are left at its end.
 fn left(table: &PathTable, huffman: u32, text: &[u8]) -> u32 {
@@ -19,7 +23,7 @@ fn left(table: &PathTable, huffman: u32, text: &[u8]) -> u32 {
             if mask == 0 {
                 0
             } else {
-                mask & table.at(i as u32, octet)
+                mask & table.at(huffman, i as u32, octet)
             }
         },
     )

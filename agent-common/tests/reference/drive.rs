@@ -148,13 +148,14 @@ pub fn send<P: Paths>(
         while source.left() > 0 {
             let before = source.left();
             match step(conn, &source, paths, mode == Begin::Join) {
-                Outcome::Continue => {}
+                Outcome::Continue | Outcome::Reset => {}
                 Outcome::Starved => {
                     assert_eq!(source.ready(), 0, "starved beside a full plate");
                     source.load();
                 }
                 Outcome::Request => request(conn.last_stream.get(), conn.path.get()),
                 Outcome::Fault(fault) => return end(conn, mode, Some(fault)),
+                Outcome::Data | Outcome::Block => unreachable!("a client's stream"),
             }
             if let Err(what) = conn.check_invariants() {
                 panic!("{what}");

@@ -42,7 +42,7 @@ use self::rewrite::Rewrite;
 use crate::cli;
 use crate::tap::counters::MappedArray;
 use crate::tap::hooks::Kind;
-use crate::tap::{self, Connections, Enforcer, EnforcerError, Tap, TapError, Targets};
+use crate::tap::{self, Connections, Enforcer, EnforcerError, Sights, Tap, TapError, Targets};
 
 /// How long the programs take it that an agent is there, after its last sign of life.
 const ATTENDED: Duration = Duration::from_secs(120);
@@ -54,8 +54,8 @@ pub struct Plan {
     pub pin_dir: PathBuf,
     /// How long it goes on without an agent.
     pub lease: Duration,
-    /// The watched methods.
-    pub methods: Vec<String>,
+    /// What is watched.
+    pub sights: Sights,
     /// How sends are to be observed.
     pub tap: cli::Tap,
     /// How calls are to be rejected.
@@ -144,7 +144,7 @@ impl Enforcement {
         }
         let tap = match this.pins.as_ref().and_then(Pins::found) {
             None => {
-                let mut tap = tap::start(this.tap, &this.plan.methods)?;
+                let mut tap = tap::start(this.tap, &this.plan.sights)?;
                 for old in &this.old {
                     tap.leave_alone(&old.connections())?;
                 }
@@ -152,8 +152,8 @@ impl Enforcement {
             }
             Some(directory) => {
                 let enforcer = this.enforcer();
-                let mut tap =
-                    tap::adopt(directory, this.tap, enforcer).map_err(EnforceError::Found)?;
+                let mut tap = tap::adopt(directory, this.tap, enforcer, &this.plan.sights)
+                    .map_err(EnforceError::Found)?;
                 this.active = Some(activate(&mut tap, enforcer)?);
                 this.adopted = true;
                 // It may have run out since the last agent.
@@ -188,7 +188,7 @@ impl Enforcement {
         let pins = Pins::take(
             &self.plan.pin_dir,
             tap::load::bytes(),
-            &(&self.plan.methods, kinds),
+            &(&self.plan.sights, kinds),
         )?;
         self.old = old::all(&pins);
         self.pins = Some(pins);

@@ -117,6 +117,14 @@ pub const WALKS: [Walk; 2] = [
     walk(walks::OPEN, "tap_open", false),
 ];
 
+/// The programs that the tap and [`ANSWERS`] continue in while answers are followed.
+pub const ANSWER_WALKS: [Walk; 4] = [
+    walk(walks::BEGUN, "answer_begun", false),
+    walk(walks::ANSWER, "answer_walk", false),
+    walk(walks::JOIN, "answer_join", false),
+    walk(walks::ENDED, "answer_ended", false),
+];
+
 /// The programs that the tap and [`EDITS`] continue in while `rewrite` enforces. The first is a small one that writes to
 /// processes.
 pub const REWRITES: [Walk; 3] = [
@@ -265,6 +273,41 @@ pub const HOOKS: [Hook; 11] = [
         "tap_sendmsg",
         "sys_exit_sendmsg",
         "calls of clients that send by sendmsg (gRPC C-core, Netty) are not seen",
+    ),
+];
+
+const fn receive(program: &'static str, name: &'static str, without: &'static str) -> Hook {
+    Hook {
+        program,
+        category: "syscalls",
+        name,
+        fields: RET,
+        without,
+        required: false,
+    }
+}
+
+/// What follows answers; not attached with `--no-answers`.
+pub const ANSWERS: [Hook; 4] = [
+    receive(
+        "answer_read",
+        "sys_exit_read",
+        "calls of clients that receive by read (grpc-go, Node) are not timed",
+    ),
+    receive(
+        "answer_readv",
+        "sys_exit_readv",
+        "calls of clients that receive by readv are not timed",
+    ),
+    receive(
+        "answer_recvfrom",
+        "sys_exit_recvfrom",
+        "calls of clients that receive by recv or recvfrom (Numaflow's Rust data plane) are not timed",
+    ),
+    receive(
+        "answer_recvmsg",
+        "sys_exit_recvmsg",
+        "calls of clients that receive by recvmsg (gRPC C-core) are not timed",
     ),
 ];
 

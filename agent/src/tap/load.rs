@@ -283,7 +283,8 @@ fn data(map: &Map) -> &MapData {
         | Map::ProgramArray(data)
         | Map::Queue(data)
         | Map::RingBuf(data)
-        | Map::SockHash(data) => data,
+        | Map::SockHash(data)
+        | Map::Stack(data) => data,
         _ => unreachable!("the object has no other kind of map"),
     }
 }

@@ -7,6 +7,7 @@
 //! | [`probe`] | tries which of them the kernel takes |
 //! | [`tracefs`] | finds the tracepoints, mounting nothing for others to see |
 //! | [`counters`] | reads counters from memory |
+//! | [`answers`] | reads what is kept of answers |
 //! | [`events`] | reads process events |
 //! | [`sys`] | the system call, for what aya has no name for |
 //! | [`account`] | what the kernel accounts of a program |
@@ -16,6 +17,7 @@
 //! kernel takes everything away.
 
 pub mod account;
+pub mod answers;
 pub mod counters;
 pub mod events;
 pub mod hooks;
@@ -27,8 +29,10 @@ pub mod tracefs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use agent_common::abi::answers::{MAX_ANSWERS, MAX_HISTOGRAMS};
 use agent_common::abi::{
-    ConnKey, Control, FOREIGN, MAX_GATED, MAX_SLOTS, Slot, Target, Totals, Tracked,
+    ConnKey, Control, FOREIGN, MAX_CONNECTIONS, MAX_GATED, MAX_SLOTS, MAX_TARGETS, Slot, Target,
+    Totals, Tracked,
 };
 use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
@@ -36,14 +40,17 @@ use aya::EbpfError;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, RingBuf, SockHash};
 use aya::programs::ProgramError;
 
+use self::answers::Answering;
 use self::counters::MappedArray;
-use self::hooks::{EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS};
+use self::hooks::{
+    ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
+};
 use self::load::{Attached, Object, chain, io_error, map_error};
 use self::tracefs::TracefsError;
 use crate::enforce::gate::{GATED, Gate};
 use crate::enforce::pins::{self, PinError};
 use crate::enforce::rewrite::Rewrite;
-use crate::model::ProgramStatus;
+use crate::model::{MapFill, ProgramStatus};
 
 /// Why there is no tap.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +140,8 @@ pub struct Tap {
     pub totals: MappedArray<Totals>,
     /// What governs enforcement.
     pub control: MappedArray<Control>,
+    /// What is kept of answers.
+    pub answers: Answering,
     enforcer: Option<EnforcerMaps>,
     /// The map of the sources' ends, where it was found pinned.
     sockets: Option<SockHash<MapData, u64>>,
@@ -181,6 +190,15 @@ impl Maps<'_> {
             slots: self.mapped("SLOTS", MAX_SLOTS)?,
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
+            answers: Answering::new(
+                self.mapped("HISTOGRAMS", MAX_HISTOGRAMS)?,
+                self.mapped("MESSAGES", MAX_SLOTS)?,
+                self.take("HISTOGRAM_OF")?,
+                self.take("FREE_HISTOGRAMS")?,
+                self.take("ANSWERS")?,
+                self.take("GONE")?,
+                self.take("CALLS")?,
+            ),
             enforcer: Some(EnforcerMaps {
                 gated: self.take("GATED")?,
                 obstacles: self.take("OBSTACLES")?,
@@ -191,9 +209,18 @@ impl Maps<'_> {
     }
 }
 
-/// Loads the programs and attaches them; `methods` are the paths to watch.
-pub fn start(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
-    on_a_thread(|| start_here(kind, methods))
+/// What a tap is to see.
+#[derive(Clone, Debug, Hash)]
+pub struct Sights {
+    /// The paths to watch.
+    pub methods: Vec<String>,
+    /// Whether answers are followed.
+    pub answers: bool,
+}
+
+/// Loads the programs and attaches them.
+pub fn start(kind: Kind, sights: &Sights) -> Result<Tap, TapError> {
+    on_a_thread(|| start_here(kind, sights))
 }
 
 /// Runs what attaches on a thread of its own, because its mount namespace may change (see `tracefs`).
@@ -210,7 +237,8 @@ fn on_a_thread<T: Send>(
     })
 }
 
-fn start_here(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
+fn start_here(kind: Kind, sights: &Sights) -> Result<Tap, TapError> {
+    let methods = &sights.methods;
     let (tracefs, private) = tracefs::reach()?;
     if private {
         tracing::info!("tracefs is not mounted: using a private mount that the host doesn't see");
@@ -241,23 +269,41 @@ fn start_here(kind: Kind, methods: &[String]) -> Result<Tap, TapError> {
     for walk in &WALKS {
         object.continue_in(walk, kind)?;
     }
-    let programs = HOOKS
-        .iter()
+    if sights.answers {
+        answers::fill(&object)?;
+        for walk in &ANSWER_WALKS {
+            object.continue_in(walk, kind)?;
+        }
+    }
+    let maps = object.descriptors()?;
+    let mut by_name = |name| object.map(name);
+    let mut tap = Maps(&mut by_name).tap(kind, Vec::new(), maps)?;
+    if sights.answers {
+        tap.answers.follow(&tap.control, methods);
+    }
+    tap.programs = hooks(sights.answers)
         .map(|hook| object.attach(hook, kind, &tracefs))
         .collect::<Result<_, _>>()?;
     object.loaded();
-    let maps = object.descriptors()?;
-    let mut by_name = |name| object.map(name);
-    let mut tap = Maps(&mut by_name).tap(kind, programs, maps)?;
     tap.object = Some(object);
     Ok(tap)
 }
 
+/// The hooks of the tap.
+fn hooks(answers: bool) -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter().chain(ANSWERS.iter().filter(move |_| answers))
+}
+
 /// Takes over a tap that an agent of the same build left pinned in `directory`, programs running.
-pub fn adopt(directory: &Path, kind: Kind, enforcer: Enforcer) -> Result<Tap, TapError> {
+pub fn adopt(
+    directory: &Path,
+    kind: Kind,
+    enforcer: Enforcer,
+    sights: &Sights,
+) -> Result<Tap, TapError> {
     let mut by_name =
         |name: &'static str| pins::open_map(directory, name).map_err(|e| map_error(name, &e));
-    let hooks = HOOKS.iter().map(|hook| (hook, kind));
+    let hooks = hooks(sights.answers).map(|hook| (hook, kind));
     let programs = match enforcer {
         Enforcer::Gate => hooks
             .chain(HOLDS.iter().map(|hook| (hook, Kind::Tracepoint)))
@@ -271,6 +317,10 @@ pub fn adopt(directory: &Path, kind: Kind, enforcer: Enforcer) -> Result<Tap, Ta
     let mut tap = Maps(&mut by_name).tap(kind, programs, Vec::new())?;
     if enforcer == Enforcer::Gate {
         tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
+    }
+    if sights.answers {
+        tap.answers.follow(&tap.control, &sights.methods);
+        tap.answers.look_at_all();
     }
     Ok(tap)
 }
@@ -388,6 +438,26 @@ impl Tap {
             }
         }
         Ok(())
+    }
+
+    /// How full the maps are that may become full.
+    pub fn fill_levels(&self) -> Vec<MapFill> {
+        let (answers, histograms) = self.answers.fill_levels();
+        let level = |name, entries, max: u32| MapFill {
+            name,
+            entries,
+            max_entries: max.into(),
+        };
+        vec![
+            level("TARGETS", self.targets.keys().count() as u64, MAX_TARGETS),
+            level(
+                "CONNECTIONS",
+                self.connections.keys().count() as u64,
+                MAX_CONNECTIONS,
+            ),
+            level("ANSWERS", answers, MAX_ANSWERS),
+            level("HISTOGRAMS", histograms, MAX_HISTOGRAMS),
+        ]
     }
 
     /// Whether a program is attached.

@@ -1,7 +1,8 @@
 //! Which programs this kernel takes: tried, not guessed.
 
 use super::hooks::{
-    EDITS, FIRST_FUNCTION, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
+    ANSWER_WALKS, ANSWERS, EDITS, FIRST_FUNCTION, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind,
+    REWRITES, WALKS,
 };
 use super::load::{Object, verified};
 use crate::host::{Outcome, ProbeResult, ProgramProbe};
@@ -40,7 +41,7 @@ pub fn all() -> ProbeResult {
     };
     let mut programs = Vec::new();
     for kind in [Kind::Tracepoint, Kind::Fentry] {
-        for walk in WALKS.iter().chain(&REWRITES) {
+        for walk in WALKS.iter().chain(&ANSWER_WALKS).chain(&REWRITES) {
             for one in walk.instances(kind) {
                 let place = one.place.to_owned();
                 programs.push(trial(
@@ -52,7 +53,7 @@ pub fn all() -> ProbeResult {
                 ));
             }
         }
-        let hooks = HOOKS.iter().chain(&EDITS);
+        let hooks = HOOKS.iter().chain(&ANSWERS).chain(&EDITS);
         let hooks =
             hooks.filter(|hook| kind == Kind::Tracepoint || hook.on_function(kind).is_some());
         programs.extend(hooks.map(|hook| trial_of_hook(&mut object, hook, kind)));

@@ -1,0 +1,270 @@
+//! What the programs keep of answers: durations, messages, the calls under way, and calls as they happen.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap as StdHashMap};
+use std::mem::{offset_of, size_of};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use agent_common::abi::answers::{
+    Answers, BOUNDS_NS, BOUNDS_TABLE, CallEvent, Code, GoneKey, Histogram, HistogramKey,
+    MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, layout,
+};
+use agent_common::abi::{ConnKey, Control, NO_PENDING};
+use agent_common::h2::pending::{self, KEPT};
+use agent_common::h2::status::StatusTable;
+use aya::maps::{Array, HashMap, MapData, RingBuf, Stack};
+
+use super::TapError;
+use super::counters::MappedArray;
+use super::load::{Object, map_error};
+use crate::durations::Durations;
+
+/// The method whose answer is a pending count.
+const PENDING: &str = "/source.v1.Source/PendingFn";
+
+/// Numbers beyond the highest one known that are looked at: histograms are taken from a stack, so new ones come next.
+const AHEAD: u32 = 64;
+
+/// Tries to read a message whole.
+const TRIES: usize = 8;
+
+/// How long calls took, by index of the method and how they ended.
+pub type ByCode = BTreeMap<(usize, Code), Durations>;
+
+/// The bytes of an [`Answers`].
+type AnswerBytes = [u8; size_of::<Answers>()];
+
+/// The maps of the answer side.
+pub struct Answering {
+    histograms: MappedArray<Histogram>,
+    messages: MappedArray<Message>,
+    histogram_of: HashMap<MapData, HistogramKey, u32>,
+    free: Stack<MapData, u32>,
+    connections: HashMap<MapData, ConnKey, AnswerBytes>,
+    gone: HashMap<MapData, GoneKey, AnswerBytes>,
+    calls: RingBuf<MapData>,
+    /// Histograms up to this number have been in use.
+    high: Cell<u32>,
+    on: bool,
+}
+
+/// Fills the tables that the programs look things up in.
+pub(super) fn fill(object: &Object) -> Result<(), TapError> {
+    let mut table = Box::new(StatusTable::EMPTY);
+    table.fill();
+    let mut statuses: Array<_, StatusTable> = object.typed("STATUSES")?;
+    statuses
+        .set(0, table.as_ref(), 0)
+        .map_err(|e| map_error("STATUSES", &e))?;
+    let mut bounds: Array<_, [u64; BOUNDS_TABLE]> = object.typed("BOUNDS")?;
+    bounds
+        .set(0, BOUNDS_NS, 0)
+        .map_err(|e| map_error("BOUNDS", &e))?;
+    let mut free: Stack<_, u32> = object.typed("FREE_HISTOGRAMS")?;
+    for number in (1..MAX_HISTOGRAMS).rev() {
+        free.push(number, 0)
+            .map_err(|e| map_error("FREE_HISTOGRAMS", &e))?;
+    }
+    Ok(())
+}
+
+impl Answering {
+    pub(super) fn new(
+        histograms: MappedArray<Histogram>,
+        messages: MappedArray<Message>,
+        histogram_of: HashMap<MapData, HistogramKey, u32>,
+        free: Stack<MapData, u32>,
+        connections: HashMap<MapData, ConnKey, AnswerBytes>,
+        gone: HashMap<MapData, GoneKey, AnswerBytes>,
+        calls: RingBuf<MapData>,
+    ) -> Self {
+        Self {
+            histograms,
+            messages,
+            histogram_of,
+            free,
+            connections,
+            gone,
+            calls,
+            high: Cell::new(0),
+            on: false,
+        }
+    }
+
+    /// Answers are followed from now on.
+    pub(super) fn follow(&mut self, control: &MappedArray<Control>, methods: &[String]) {
+        self.on = true;
+        let pending = methods.iter().position(|method| method == PENDING);
+        let word = pending.map_or(NO_PENDING, |number| number as u64 + 1);
+        if let Some(place) = control.atomic(0, offset_of!(Control, answers)) {
+            place.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Another agent has used the maps before.
+    pub(super) fn look_at_all(&mut self) {
+        self.high.set(MAX_HISTOGRAMS - 1);
+    }
+
+    /// Whether answers are followed.
+    pub fn on(&self) -> bool {
+        self.on
+    }
+
+    /// What is in use: connections, and histograms.
+    pub fn fill_levels(&self) -> (u64, u64) {
+        (
+            self.connections.keys().count() as u64,
+            self.used().count() as u64,
+        )
+    }
+
+    /// The histograms that are somebody's.
+    fn used(&self) -> impl Iterator<Item = (u32, Histogram)> + '_ {
+        let mut number = 0;
+        std::iter::from_fn(move || {
+            loop {
+                number += 1;
+                if number >= MAX_HISTOGRAMS || number > self.high.get() + AHEAD {
+                    return None;
+                }
+                let key = self.histograms.get_part(number, |h: *const Histogram| {
+                    // SAFETY: `h` leads to a histogram that is mapped.
+                    unsafe { (&raw const (*h).key).read_volatile() }
+                })?;
+                if key.slot != 0 {
+                    self.high.set(self.high.get().max(number));
+                    return Some((number, self.histograms.get(number)?));
+                }
+            }
+        })
+    }
+
+    /// How long calls took, by slot.
+    pub fn durations(&self) -> StdHashMap<u32, ByCode> {
+        let mut all: StdHashMap<u32, ByCode> = StdHashMap::new();
+        for (_, histogram) in self.used() {
+            let (method, code) = histogram.key.of();
+            if let Some(code) = Code::of(code) {
+                all.entry(histogram.key.slot)
+                    .or_default()
+                    .entry((method as usize, code))
+                    .or_default()
+                    .add(&Durations::new(histogram.buckets, histogram.sum));
+            }
+        }
+        all
+    }
+
+    /// The pending count that a slot's process was answered last, and when (ns since boot).
+    pub fn pending(&self, slot: u32) -> Option<(u64, i64)> {
+        if !self.on || slot == 0 {
+            return None;
+        }
+        for _ in 0..TRIES {
+            let before = self.messages.get(slot)?;
+            if before.written == 0 {
+                return None;
+            }
+            let after = self.messages.get(slot)?;
+            let same = before.octets == after.octets && before.len == after.len;
+            if before.lock == 0 && after.lock == 0 && before.written == after.written && same {
+                let len = (before.len as u32 as usize).min(KEPT);
+                return Some((before.at, pending::count(&before.octets[..len])?));
+            }
+        }
+        None
+    }
+
+    /// Gives back what a slot has, which no process has any more.
+    pub fn release(&mut self, slot: u32) -> Result<(), String> {
+        self.messages.set(slot, Message::ZERO);
+        let numbers: Vec<_> = self
+            .used()
+            .filter(|(_, histogram)| histogram.key.slot == slot)
+            .map(|(number, histogram)| (number, histogram.key))
+            .collect();
+        for (number, key) in numbers {
+            let _ = self.histogram_of.remove(&key);
+            self.histograms.set(number, Histogram::ZERO);
+            self.free.push(number, 0).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the connections of a process, but for those of the program that it runs now (`epoch`). Returns how long their calls under
+    /// way have waited; each was lost with its connection.
+    pub fn forget(&mut self, pid: u32, epoch: Option<u64>, now: u64) -> ByCode {
+        let mut lost = ByCode::new();
+        if !self.on {
+            return lost;
+        }
+        let keys: Vec<_> = self.connections.keys().flatten().collect();
+        for key in keys.into_iter().filter(|key| key.tgid == pid) {
+            let Ok(answers) = self.connections.get(&key, 0) else {
+                continue;
+            };
+            if epoch.is_some() && epoch == word(&answers, layout::EPOCH) {
+                continue;
+            }
+            under_way(&answers, now, &mut lost);
+            let _ = self.connections.remove(&key);
+        }
+        lost
+    }
+
+    /// Connections that were closed while calls were under way since the last time: of which process, and how long its calls had waited.
+    pub fn gone(&mut self) -> Vec<(u32, ByCode)> {
+        if !self.on {
+            return Vec::new();
+        }
+        let keys: Vec<_> = self.gone.keys().flatten().collect();
+        let mut all = Vec::new();
+        for key in keys {
+            let mut lost = ByCode::new();
+            if let Ok(answers) = self.gone.get(&key, 0) {
+                under_way(&answers, key.at, &mut lost);
+            }
+            let _ = self.gone.remove(&key);
+            all.push((key.key.tgid, lost));
+        }
+        all
+    }
+
+    /// Takes up to `most` calls out of the ring buffer. Returns how many there were.
+    pub fn calls(&mut self, most: usize, mut each: impl FnMut(CallEvent)) -> usize {
+        for n in 0..most {
+            let Some(item) = self.calls.next() else {
+                return n;
+            };
+            if let Ok(bytes) = <&[u8; size_of::<CallEvent>()]>::try_from(&*item) {
+                each(event(bytes));
+            }
+        }
+        most
+    }
+}
+
+/// Adds how long the calls under way on a connection had waited when it was lost.
+fn under_way(answers: &AnswerBytes, now: u64, lost: &mut ByCode) {
+    for call in 0..UNDER_WAY {
+        let at = layout::CALLS + call * size_of::<UnderWay>();
+        let (Some(call @ 1..), Some(start)) = (word(answers, at), word(answers, at + 8)) else {
+            continue;
+        };
+        let (_, method, _) = UnderWay::of(call);
+        lost.entry((method as usize, Code::ConnectionLost))
+            .or_default()
+            .record(Duration::from_nanos(now.saturating_sub(start)));
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn event(bytes: &[u8; size_of::<CallEvent>()]) -> CallEvent {
+    // SAFETY: it is `repr(C)`, made of integers only, without padding, so any bytes are a value; the read needs no alignment.
+    unsafe { bytes.as_ptr().cast::<CallEvent>().read_unaligned() }
+}
