@@ -1,8 +1,10 @@
 //! What machines read: metrics and health over HTTP.
 #![forbid(unsafe_code)]
 
+pub mod families;
 pub mod http;
 pub mod metrics;
+pub mod sums;
 
 use agent_common::abi::Reason;
 
