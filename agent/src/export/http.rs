@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::accept::Format;
 use super::metrics;
 use crate::engine::{Handle, Unresponsive};
 
@@ -146,7 +147,7 @@ impl Server {
             return answer;
         }
         match request.uri().path() {
-            "/metrics" => self.metrics(held).await,
+            "/metrics" => self.metrics(Format::wanted(request.headers()), held).await,
             "/healthz" => self.health().await,
             "/readyz" => self.ready().await,
             "/" => text(StatusCode::OK, "pendguard: /metrics /healthz /readyz\n"),
@@ -157,7 +158,7 @@ impl Server {
         }
     }
 
-    async fn metrics(&self, held: &Held) -> Answer {
+    async fn metrics(&self, format: Format, held: &Held) -> Answer {
         let Ok(permit) = Arc::clone(&self.scrapes).try_acquire_owned() else {
             let mut answer = text(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -174,8 +175,13 @@ impl Server {
             Ok(snapshot) => snapshot,
             Err(error) => return unresponsive(error),
         };
-        match metrics::render(&snapshot) {
-            Ok(body) => answer(StatusCode::OK, metrics::CONTENT_TYPE, body),
+        match metrics::render(&snapshot, format) {
+            Ok(body) => {
+                let mut answer = answer(StatusCode::OK, format.content_type(), body);
+                let headers = answer.headers_mut();
+                headers.insert(VARY, HeaderValue::from(ACCEPT));
+                answer
+            }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
@@ -277,6 +283,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn openmetrics_for_who_asks_for_it() {
+        let running = start().await;
+        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n";
+        let answer = raw(running.address, request).await;
+        assert!(
+            answer.contains(
+                "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
+            ),
+            "{answer}"
+        );
+        assert!(answer.contains("vary: accept\r\n"), "{answer}");
+        assert!(
+            answer.contains("# TYPE pendguard_calls counter\n"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\n# EOF\n"), "{answer}");
+    }
+
+    #[tokio::test]
     async fn other_requests_are_refused() {
         let running = start().await;
         for (request, status) in [
@@ -357,11 +382,17 @@ mod tests {
             scrapes: Arc::new(Semaphore::new(1)),
         };
         let (first, second) = (Held::default(), Held::default());
-        assert_eq!(server.metrics(&first).await.status(), StatusCode::OK);
-        let refused = server.metrics(&second).await;
+        assert_eq!(
+            server.metrics(Format::Text, &first).await.status(),
+            StatusCode::OK
+        );
+        let refused = server.metrics(Format::Text, &second).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(refused.headers().contains_key(RETRY_AFTER));
         drop(first);
-        assert_eq!(server.metrics(&second).await.status(), StatusCode::OK);
+        assert_eq!(
+            server.metrics(Format::Text, &second).await.status(),
+            StatusCode::OK
+        );
     }
 }

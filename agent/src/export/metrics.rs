@@ -12,22 +12,35 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-use super::NONE;
+use super::accept::Format;
 use super::families::{
     BUILD_INFO, CALLS, CONNECTIONS, DURATION, ENFORCER_INFO, EVENTS_LOST, FAILURES, Family,
     FamilyKind, MAP_ENTRIES, MAP_MAX_ENTRIES, PENDING, PROGRAM_RUNS, PROGRAM_SECONDS, REJECTIONS,
     REPLICAS, TAP_INFO, UNPARSED,
 };
 use super::sums::{self, Distribution};
+use super::{NONE, openmetrics};
 use crate::model::{MapFill, Snapshot};
 use crate::version;
 
-/// The content type of [`render`]'s text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// In Prometheus' format.
+    #[error(transparent)]
+    Text(#[from] prometheus::Error),
+    /// In OpenMetrics.
+    #[error(transparent)]
+    OpenMetrics(#[from] std::fmt::Error),
+}
 
-/// The metrics of a snapshot in Prometheus' text format.
-pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
-    TextEncoder::new().encode_to_string(&families(snapshot))
+/// The metrics of a snapshot as text.
+pub fn render(snapshot: &Snapshot, format: Format) -> Result<String, RenderError> {
+    let families = families(snapshot);
+    Ok(match format {
+        Format::Text => TextEncoder::new().encode_to_string(&families)?,
+        Format::OpenMetrics => openmetrics::encode(&families)?,
+    })
 }
 
 /// The metrics of a snapshot. A family without a series is left out.
@@ -261,7 +274,7 @@ impl Series {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
@@ -274,7 +287,7 @@ mod tests {
     use crate::model::{Kind, Mode, Replica, Verdict};
 
     fn text(snapshot: &Snapshot) -> String {
-        render(snapshot).unwrap()
+        render(snapshot, Format::Text).unwrap()
     }
 
     fn value(text: &str, series: &str) -> Option<f64> {
@@ -487,7 +500,7 @@ mod tests {
     }
 
     /// A snapshot in which everything that can be exported is.
-    fn full() -> Snapshot {
+    pub(in crate::export) fn full() -> Snapshot {
         let mut snapshot = fake::three();
         let rejected = (0, Verdict::Rejected);
         snapshot.replicas[0].durations = [((0, Code::Ok), took(&[3]))].into();

@@ -1,9 +1,11 @@
 //! What machines read: metrics and health over HTTP.
 #![forbid(unsafe_code)]
 
+pub mod accept;
 pub mod families;
 pub mod http;
 pub mod metrics;
+pub mod openmetrics;
 pub mod sums;
 
 use agent_common::abi::Reason;
