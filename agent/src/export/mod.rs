@@ -6,6 +6,8 @@ pub mod families;
 pub mod http;
 pub mod metrics;
 pub mod openmetrics;
+#[cfg(test)]
+mod reference;
 pub mod sums;
 
 use agent_common::abi::Reason;
