@@ -148,6 +148,13 @@ pub(super) const MAP_MAX_ENTRIES: Family = Family {
     unit: "entries",
     labels: &["map"],
 };
+pub(super) const OTLP_FAILURES: Family = Family {
+    name: "pendguard_otlp_failures_total",
+    kind: FamilyKind::Counter,
+    help: "Times that metrics were sent over OTLP and did not arrive, or not all of them. It is there only with --otlp-endpoint.",
+    unit: "failures",
+    labels: &[],
+};
 pub(super) const TAP_INFO: Family = Family {
     name: "pendguard_tap_info",
     kind: FamilyKind::Gauge,
@@ -199,6 +206,7 @@ pub const FAMILIES: &[Family] = &[
     EVENTS_LOST,
     MAP_ENTRIES,
     MAP_MAX_ENTRIES,
+    OTLP_FAILURES,
     TAP_INFO,
     ENFORCER_INFO,
     BUILD_INFO,

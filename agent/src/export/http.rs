@@ -24,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::Source;
 use super::accept::Format;
 use super::metrics;
-use crate::engine::{Handle, Unresponsive};
+use crate::engine::Unresponsive;
 
 /// Connections at once at most; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
@@ -59,9 +60,9 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves until told to stop, and then until the connections that are there have ended.
-pub async fn serve(listener: TcpListener, engine: Handle, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, source: Source, stop: CancellationToken) {
     let server = Server {
-        engine,
+        source,
         scrapes: Arc::new(Semaphore::new(MAX_SCRAPES)),
     };
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -98,7 +99,7 @@ pub async fn serve(listener: TcpListener, engine: Handle, stop: CancellationToke
 
 #[derive(Clone)]
 struct Server {
-    engine: Handle,
+    source: Source,
     scrapes: Arc<Semaphore>,
 }
 
@@ -171,11 +172,11 @@ impl Server {
         if let Ok(mut held) = held.lock() {
             *held = Some(permit);
         }
-        let snapshot = match self.engine.snapshot().await {
-            Ok(snapshot) => snapshot,
+        let families = match self.source.families().await {
+            Ok(families) => families,
             Err(error) => return unresponsive(error),
         };
-        match metrics::render(&snapshot, format) {
+        match metrics::render(&families, format) {
             Ok(body) => {
                 let mut answer = answer(StatusCode::OK, format.content_type(), body);
                 let headers = answer.headers_mut();
@@ -188,14 +189,14 @@ impl Server {
 
     /// Alive is who answers, and whose engine answers: that it isn't ready is no reason to restart it.
     async fn health(&self) -> Answer {
-        match self.engine.ready().await {
+        match self.source.engine.ready().await {
             Ok(_) => text(StatusCode::OK, "ok\n"),
             Err(error) => unresponsive(error),
         }
     }
 
     async fn ready(&self) -> Answer {
-        match self.engine.ready().await {
+        match self.source.engine.ready().await {
             Ok(Ok(())) => text(StatusCode::OK, "ready\n"),
             Ok(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             Err(error) => unresponsive(error),
@@ -224,6 +225,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::engine::Handle;
     use crate::engine::fake::{self, Fake};
 
     struct Running {
@@ -239,7 +241,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let handle = Handle::new(Arc::clone(&engine) as Arc<dyn crate::engine::Engine>);
-        let task = tokio::spawn(serve(listener, handle, stop.clone()));
+        let task = tokio::spawn(serve(listener, Source::new(handle), stop.clone()));
         Running {
             address,
             engine,
@@ -378,7 +380,7 @@ mod tests {
     #[tokio::test]
     async fn too_many_scrapes_at_once_are_told_so() {
         let server = Server {
-            engine: Handle::new(Fake::new(fake::three())),
+            source: Source::new(Handle::new(Fake::new(fake::three()))),
             scrapes: Arc::new(Semaphore::new(1)),
         };
         let (first, second) = (Held::default(), Held::default());

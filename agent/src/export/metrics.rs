@@ -15,8 +15,8 @@ use prometheus::proto::{
 use super::accept::Format;
 use super::families::{
     BUILD_INFO, CALLS, CONNECTIONS, DURATION, ENFORCER_INFO, EVENTS_LOST, FAILURES, Family,
-    FamilyKind, MAP_ENTRIES, MAP_MAX_ENTRIES, PENDING, PROGRAM_RUNS, PROGRAM_SECONDS, REJECTIONS,
-    REPLICAS, TAP_INFO, UNPARSED,
+    FamilyKind, MAP_ENTRIES, MAP_MAX_ENTRIES, OTLP_FAILURES, PENDING, PROGRAM_RUNS,
+    PROGRAM_SECONDS, REJECTIONS, REPLICAS, TAP_INFO, UNPARSED,
 };
 use super::sums::{self, Distribution};
 use super::{NONE, openmetrics};
@@ -34,17 +34,17 @@ pub enum RenderError {
     OpenMetrics(#[from] std::fmt::Error),
 }
 
-/// The metrics of a snapshot as text.
-pub fn render(snapshot: &Snapshot, format: Format) -> Result<String, RenderError> {
-    let families = families(snapshot);
+/// Metrics as text.
+pub fn render(families: &[MetricFamily], format: Format) -> Result<String, RenderError> {
     Ok(match format {
-        Format::Text => TextEncoder::new().encode_to_string(&families)?,
-        Format::OpenMetrics => openmetrics::encode(&families)?,
+        Format::Text => TextEncoder::new().encode_to_string(families)?,
+        Format::OpenMetrics => openmetrics::encode(families)?,
     })
 }
 
-/// The metrics of a snapshot. A family without a series is left out.
-pub fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
+/// The metrics of a snapshot, and how often metrics were sent over OTLP in vain, where they are sent. A family without a series is left
+/// out.
+pub fn families(snapshot: &Snapshot, otlp_failures: Option<u64>) -> Vec<MetricFamily> {
     [
         calls(snapshot),
         durations(snapshot),
@@ -57,6 +57,7 @@ pub fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
         Series::new(EVENTS_LOST).one(&[], snapshot.events_lost as f64),
         maps(snapshot, MAP_ENTRIES, |map| map.entries),
         maps(snapshot, MAP_MAX_ENTRIES, |map| map.max_entries),
+        sent(otlp_failures),
         Series::new(TAP_INFO).one(&[snapshot.tap], 1.0),
         Series::new(ENFORCER_INFO).one(&[snapshot.enforcer.unwrap_or(NONE)], 1.0),
         Series::new(BUILD_INFO).one(&[version::VERSION, version::REVISION, version::RUSTC], 1.0),
@@ -184,6 +185,14 @@ fn maps(snapshot: &Snapshot, family: Family, value: fn(&MapFill) -> u64) -> Seri
     series
 }
 
+fn sent(failures: Option<u64>) -> Series {
+    let series = Series::new(OTLP_FAILURES);
+    match failures {
+        Some(failures) => series.one(&[], failures as f64),
+        None => series,
+    }
+}
+
 fn programs(snapshot: &Snapshot, family: Family, value: fn((u64, u64)) -> f64) -> Series {
     let mut series = Series::new(family);
     for program in &snapshot.programs {
@@ -287,7 +296,7 @@ pub(super) mod tests {
     use crate::model::{Kind, Mode, Replica, Verdict};
 
     fn text(snapshot: &Snapshot) -> String {
-        render(snapshot, Format::Text).unwrap()
+        render(&families(snapshot, None), Format::Text).unwrap()
     }
 
     fn value(text: &str, series: &str) -> Option<f64> {
@@ -565,7 +574,9 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_exported_is_documented_and_the_other_way_round() {
-        let exported = families(&full());
+        let without = families(&full(), None);
+        assert!(without.iter().all(|family| !family.name().contains("otlp")));
+        let exported = families(&full(), Some(3));
         assert_eq!(exported.len(), FAMILIES.len());
         for (family, documented) in exported.iter().zip(FAMILIES) {
             assert_eq!(family.name(), documented.name);

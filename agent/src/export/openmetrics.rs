@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn it_is_as_it_was() {
         let snapshot = metrics::tests::full();
-        let text = encode(&metrics::families(&snapshot)).unwrap();
+        let text = encode(&metrics::families(&snapshot, Some(0))).unwrap();
         let text = stable(&text);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/export/openmetrics.golden");
         if std::env::var_os("PENDGUARD_UPDATE_DOCS").is_some_and(|value| value == "1") {
@@ -213,7 +213,7 @@ mod tests {
     fn odd_label_values_are_escaped() {
         let mut snapshot = metrics::tests::full();
         snapshot.replicas[0].identity.workload = "a\"b\\c\nd".to_owned();
-        let text = encode(&metrics::families(&snapshot)).unwrap();
+        let text = encode(&metrics::families(&snapshot, Some(0))).unwrap();
         assert!(
             text.contains(r#"workload="a\"b\\c\nd",vertex="""#),
             "{text}"

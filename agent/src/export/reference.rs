@@ -7,6 +7,7 @@ use agent_common::abi::answers::Code;
 use agent_common::abi::{Failure, Reason};
 
 use super::families::{FAMILIES, Family};
+use super::otlp;
 use crate::model::Verdict;
 
 const HEAD: &str = "\
@@ -17,6 +18,18 @@ const HEAD: &str = "\
 `pendguard run` serves these on `/metrics` (`--metrics-listen`): in Prometheus' text format 0.0.4, or in OpenMetrics 1.0.0 for clients
 whose `Accept` header prefers `application/openmetrics-text; version=1.0.0`. Counters grow until the agent is restarted; series of a replica go some
 time after it has left the node. A metric without a series is left out.
+";
+
+const OTLP: &str = "
+## Over OTLP
+
+With `--otlp-endpoint` they are sent to a collector, too: counters as monotonic cumulative sums, the histogram with explicit, inclusive
+bounds. The labels of a replica become `k8s.namespace.name`, `k8s.pod.name`, `numaflow.workload.kind`, `numaflow.workload.name`,
+`numaflow.vertex.name` and `numaflow.replica`; `method` becomes `rpc.method`, without the first slash and beside `rpc.system.name`; `code` becomes
+`rpc.response.status_code`, and `error.type` where it is not `OK`. What is no status is in `error.type` only (`RESET`, `CONNECTION_LOST`), or in
+`pendguard.code` (`UNRESOLVED`, which may have been `OK`). Other labels are attributes `pendguard.LABEL`; empty ones are left out. The resource has
+`service.name` (`pendguard`), `service.version`, `service.instance.id` and `host.name`.
+
 ";
 
 /// What each label says.
@@ -99,6 +112,15 @@ fn reference() -> String {
         "\nBuckets of the histogram, in seconds: {}. They are exact: the kernel counts in finer ones that include these bounds.",
         buckets.join(", ")
     );
+    out.push_str(OTLP);
+    let names = FAMILIES.iter().map(|family| {
+        let unit = match otlp::unit(family.unit) {
+            unit if unit.is_empty() => unit,
+            unit => quoted(&unit),
+        };
+        [quoted(family.name), quoted(&otlp::name(family)), unit]
+    });
+    table(&mut out, ["metric", "over OTLP", "unit"], names);
     out.push_str("\n## Labels\n\n");
     let labels = LABELS
         .iter()
