@@ -614,30 +614,44 @@ pub(super) mod tests {
         snapshot.replicas = (0..250)
             .map(|number| fake::replica(Replica::Number(number), 1000))
             .collect();
-        let measure = |snapshot: &Snapshot| {
+        let median = |what: &dyn Fn() -> usize| {
             let mut times: Vec<Duration> = (0..101)
                 .map(|_| {
                     let start = std::time::Instant::now();
-                    std::hint::black_box(text(std::hint::black_box(snapshot)));
+                    std::hint::black_box(what());
                     start.elapsed()
                 })
                 .collect();
             times.sort();
-            (times[50], text(snapshot).len())
+            times[50]
+        };
+        let measure = |snapshot: &Snapshot| {
+            let made = families(snapshot, None);
+            let times = [
+                median(&|| families(snapshot, None).len()),
+                median(&|| render(&made, Format::Text).unwrap().len()),
+                median(&|| render(&made, Format::OpenMetrics).unwrap().len()),
+            ];
+            (times, text(snapshot).len())
         };
         let (without, _) = measure(&snapshot);
         for replica in &mut snapshot.replicas {
             replica.pending = Some(1000);
             for code in [Code::Ok, Code::Unimplemented] {
-                replica
-                    .durations
-                    .insert((0, code), took(&[3, 4, 5, 60, 700]));
+                let durations = took(&[3, 4, 5, 60, 700]);
+                replica.durations.insert((0, code), durations);
             }
         }
         let (with, octets) = measure(&snapshot);
         println!(
-            "250 replicas, 2 codes: {octets} octets in {with:?} (median of 101); without durations {without:?}: {:.1} times",
-            with.as_secs_f64() / without.as_secs_f64()
+            "250 replicas, 2 codes, {octets} octets of text; medians of 101, with durations, without, ratio:"
         );
+        for (what, (with, without)) in ["families", "text", "OpenMetrics"]
+            .into_iter()
+            .zip(with.into_iter().zip(without))
+        {
+            let ratio = with.as_secs_f64() / without.as_secs_f64();
+            println!("{what}: {with:?}, {without:?}, {ratio:.1}");
+        }
     }
 }
