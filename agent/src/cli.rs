@@ -13,6 +13,7 @@ use clap::{
     ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
 };
 
+use crate::export::otlp::Endpoint;
 use crate::model::Mode;
 use crate::policy::Selector;
 use crate::version;
@@ -32,6 +33,13 @@ pub const LEASE: &str = "1h";
 const LEASE_MIN: Duration = Duration::from_secs(10);
 /// The longest lease: no node enforces for ever what nobody looks after.
 const LEASE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How often metrics are sent over OTLP.
+pub const OTLP_INTERVAL: &str = "60s";
+/// The most often: each time, everything is read from the kernel.
+const OTLP_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// The most seldom: a collector takes what it hasn't heard of for longer for gone.
+const OTLP_INTERVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Octets of a Unix socket's path at most: `sun_path` has 108, the last of them 0.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -156,6 +164,14 @@ pub struct RunArgs {
     /// Don't follow answers: no durations, no codes, no pending counts, and none of what that costs
     #[arg(long, env = "PENDGUARD_NO_ANSWERS", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_answers: bool,
+
+    /// OpenTelemetry collector to which the metrics are sent over OTLP/gRPC, too: http://HOST:PORT [default: none]
+    #[arg(long, value_name = "URL", env = "PENDGUARD_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<Endpoint>,
+
+    /// How often metrics are sent to the collector (30s, 5m); from 1s to 1d
+    #[arg(long, value_name = "DURATION", env = "PENDGUARD_OTLP_INTERVAL", default_value = OTLP_INTERVAL, value_parser = otlp_interval)]
+    pub otlp_interval: Duration,
 
     /// Configuration file (TOML): mode, allowed_replicas, methods and [[rule]]
     #[arg(long, value_name = "FILE", env = "PENDGUARD_CONFIG")]
@@ -421,9 +437,24 @@ fn pin_dir(text: &str) -> Result<PathBuf, &'static str> {
     }
 }
 
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("no duration, such as 90s, 15m or 1h 30m: {error}"))
+}
+
+fn otlp_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < OTLP_INTERVAL_MIN {
+        Err("shorter than 1s".to_owned())
+    } else if interval > OTLP_INTERVAL_MAX {
+        Err("longer than 1d".to_owned())
+    } else {
+        Ok(interval)
+    }
+}
+
 fn lease(text: &str) -> Result<Duration, String> {
-    let lease = humantime::parse_duration(text)
-        .map_err(|error| format!("no duration, such as 90s, 15m or 1h 30m: {error}"))?;
+    let lease = duration(text)?;
     if lease < LEASE_MIN {
         Err("shorter than 10s: the agent could not renew it in time on a busy node".to_owned())
     } else if lease > LEASE_MAX {
@@ -527,6 +558,8 @@ mod tests {
         assert_eq!(run.answer, Answer::Unimplemented);
         assert_eq!(run.pin_dir.to_str(), Some("/sys/fs/bpf/pendguard"));
         assert_eq!(run.lease, Duration::from_secs(3600));
+        assert_eq!(run.otlp_endpoint, None);
+        assert_eq!(run.otlp_interval, Duration::from_secs(60));
         assert_eq!(run.config, None);
         assert_eq!(run.log_format, LogFormat::Text);
     }
@@ -569,6 +602,14 @@ mod tests {
             (&["--lease", "0s"], "shorter than 10s"),
             (&["--lease", "7d 1s"], "longer than 7d"),
             (&["--lease", "99999999999999999999y"], "--lease"),
+            (&["--otlp-endpoint", ""], "--otlp-endpoint"),
+            (&["--otlp-endpoint", "collector:4317"], "--otlp-endpoint"),
+            (&["--otlp-endpoint", "https://a:4317"], "without TLS"),
+            (&["--otlp-endpoint", "http://a"], "no port"),
+            (&["--otlp-interval", "0s"], "--otlp-interval"),
+            (&["--otlp-interval", "999ms"], "shorter than 1s"),
+            (&["--otlp-interval", "25h"], "longer than 1d"),
+            (&["--otlp-interval", "60"], "--otlp-interval"),
             (&["--top"], "--top"),
             (&["--mode", "audit", "--mode", "off"], "--mode"),
             (&["extra"], "extra"),

@@ -16,7 +16,9 @@ use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
 use crate::enforce::{Enforcement, Plan};
 use crate::engine::{self, Engine, Handle};
+use crate::export::Source;
 use crate::export::http::{self, ListenError};
+use crate::export::otlp::{self, Exporter};
 use crate::observer::Observer;
 use crate::settings::Settings;
 use crate::tap::{Sights, Tap};
@@ -31,7 +33,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     // One thread: the agent is woken by scrapes and by processes that come and go, never by calls.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(engine::CALLERS + 1)
+        .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS)
         .build()
         .context("can't start the asynchronous runtime")?;
     let result = runtime.block_on(async {
@@ -58,7 +60,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
         // Scrapes are answered while the observer still looks around; `/readyz` says when it has.
         tokio::select! {
             result = Arc::clone(&observer).run() => result.context("following the processes of the node")?,
-            result = serve(observer, bound, shutdown.wait()) => result?,
+            result = serve(observer, bound, settings.otlp.clone(), shutdown.wait()) => result?,
         }
         anyhow::Ok(())
     });
@@ -120,10 +122,11 @@ impl Bound {
     }
 }
 
-/// Serves metrics and API until `shutdown`, then lets the answers that are under way end. The engine is dropped last.
+/// Serves metrics and API, and sends metrics where they are wanted, until `shutdown`, then lets the answers that are under way end. The engine is dropped last.
 pub async fn serve(
     engine: Arc<dyn Engine>,
     bound: Bound,
+    otlp: Option<otlp::Target>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     info!(metrics = %bound.metrics_address, "serving");
@@ -131,20 +134,28 @@ pub async fn serve(
     // However this ends, what the servers have spawned ends too.
     let _end = stop.clone().drop_guard();
     let handle = Handle::new(Arc::clone(&engine));
-    let metrics = http::serve(bound.metrics, handle.clone(), stop.clone());
+    let mut source = Source::new(handle.clone());
+    let exporter = otlp.map(|target| Exporter::new(target, &mut source));
+    let metrics = http::serve(bound.metrics, source, stop.clone());
     let api = api::server::serve(bound.api, handle, About::now(), stop.clone());
     let metrics = async {
         metrics.await;
         Ok(())
     };
-    // The first failure ends both.
-    let mut servers = std::pin::pin!(async { tokio::try_join!(metrics, api).map(drop) });
+    let sending = async {
+        if let Some(exporter) = exporter {
+            exporter.run(stop.clone()).await;
+        }
+        Ok(())
+    };
+    // The first failure ends all.
+    let mut servers = std::pin::pin!(async { tokio::try_join!(metrics, api, sending).map(drop) });
     let early = tokio::select! {
         result = &mut servers => Some(result),
         () = shutdown => None,
     };
     let result = match early {
-        // Neither ends by itself but by failing.
+        // Servers don't end by themselves but by failing.
         Some(result) => result,
         None => {
             stop.cancel();
@@ -216,6 +227,7 @@ mod tests {
             lease: Duration::from_secs(3600),
             metrics_listen: "127.0.0.1:0".parse().unwrap(),
             api_socket: directory.join("api.sock"),
+            otlp: None,
             config: None,
         }
     }
@@ -246,7 +258,7 @@ mod tests {
         let (stop, stopped) = oneshot::channel::<()>();
         let engine = Fake::new(fake::three());
         let alive = Arc::downgrade(&engine);
-        let served = tokio::spawn(serve(engine, bound, async {
+        let served = tokio::spawn(serve(engine, bound, settings.otlp.clone(), async {
             let _ = stopped.await;
         }));
         assert!(

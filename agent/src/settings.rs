@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cli::{self, Discover, RunArgs};
 use crate::config::{self, ConfigError, File};
+use crate::export::otlp::Target;
 use crate::model::{Answer, Mode};
 use crate::policy::{Policy, Rule, unenforceable};
 
@@ -36,6 +37,8 @@ pub struct Settings {
     pub metrics_listen: SocketAddr,
     /// Where the gRPC API is served.
     pub api_socket: PathBuf,
+    /// Where metrics are sent over OTLP, if anywhere.
+    pub otlp: Option<Target>,
     /// The configuration file that was read.
     pub config: Option<PathBuf>,
 }
@@ -139,6 +142,10 @@ impl Settings {
             lease: arguments.lease,
             metrics_listen: arguments.metrics_listen,
             api_socket: arguments.api_socket.clone(),
+            otlp: arguments.otlp_endpoint.clone().map(|endpoint| Target {
+                endpoint,
+                interval: arguments.otlp_interval,
+            }),
             config: arguments.config.clone(),
         })
     }
@@ -248,6 +255,16 @@ mod tests {
         assert_eq!(settings.enforcer, cli::Enforcer::Gate);
         assert_eq!(settings.lease, Duration::from_secs(10));
         assert_eq!(settings.pin_dir.to_str(), Some("/a"));
+    }
+
+    #[test]
+    fn metrics_are_sent_only_where_to_is_said() {
+        let interval = &["--otlp-interval", "5m"][..];
+        assert_eq!(resolve(interval, "").unwrap().otlp, None);
+        let both = [interval, &["--otlp-endpoint", "http://10.0.0.1:4317"]].concat();
+        let target = resolve(&both, "").unwrap().otlp.unwrap();
+        assert_eq!(target.endpoint.to_string(), "http://10.0.0.1:4317");
+        assert_eq!(target.interval, Duration::from_secs(300));
     }
 
     #[test]

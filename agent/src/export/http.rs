@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -24,8 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::Source;
+use super::accept::Format;
 use super::metrics;
-use crate::engine::{Handle, Unresponsive};
+use crate::engine::Unresponsive;
 
 /// Connections at once at most; more wait in the kernel.
 const MAX_CONNECTIONS: usize = 64;
@@ -58,9 +60,9 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves until told to stop, and then until the connections that are there have ended.
-pub async fn serve(listener: TcpListener, engine: Handle, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, source: Source, stop: CancellationToken) {
     let server = Server {
-        engine,
+        source,
         scrapes: Arc::new(Semaphore::new(MAX_SCRAPES)),
     };
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -97,7 +99,7 @@ pub async fn serve(listener: TcpListener, engine: Handle, stop: CancellationToke
 
 #[derive(Clone)]
 struct Server {
-    engine: Handle,
+    source: Source,
     scrapes: Arc<Semaphore>,
 }
 
@@ -146,7 +148,7 @@ impl Server {
             return answer;
         }
         match request.uri().path() {
-            "/metrics" => self.metrics(held).await,
+            "/metrics" => self.metrics(Format::wanted(request.headers()), held).await,
             "/healthz" => self.health().await,
             "/readyz" => self.ready().await,
             "/" => text(StatusCode::OK, "pendguard: /metrics /healthz /readyz\n"),
@@ -157,7 +159,7 @@ impl Server {
         }
     }
 
-    async fn metrics(&self, held: &Held) -> Answer {
+    async fn metrics(&self, format: Format, held: &Held) -> Answer {
         let Ok(permit) = Arc::clone(&self.scrapes).try_acquire_owned() else {
             let mut answer = text(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -170,26 +172,31 @@ impl Server {
         if let Ok(mut held) = held.lock() {
             *held = Some(permit);
         }
-        let snapshot = match self.engine.snapshot().await {
-            Ok(snapshot) => snapshot,
+        let families = match self.source.families().await {
+            Ok(families) => families,
             Err(error) => return unresponsive(error),
         };
-        match metrics::render(&snapshot) {
-            Ok(body) => answer(StatusCode::OK, metrics::CONTENT_TYPE, body),
+        match metrics::render(&families, format) {
+            Ok(body) => {
+                let mut answer = answer(StatusCode::OK, format.content_type(), body);
+                let headers = answer.headers_mut();
+                headers.insert(VARY, HeaderValue::from(ACCEPT));
+                answer
+            }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 
     /// Alive is who answers, and whose engine answers: that it isn't ready is no reason to restart it.
     async fn health(&self) -> Answer {
-        match self.engine.ready().await {
+        match self.source.engine.ready().await {
             Ok(_) => text(StatusCode::OK, "ok\n"),
             Err(error) => unresponsive(error),
         }
     }
 
     async fn ready(&self) -> Answer {
-        match self.engine.ready().await {
+        match self.source.engine.ready().await {
             Ok(Ok(())) => text(StatusCode::OK, "ready\n"),
             Ok(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             Err(error) => unresponsive(error),
@@ -218,6 +225,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::engine::Handle;
     use crate::engine::fake::{self, Fake};
 
     struct Running {
@@ -233,7 +241,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let handle = Handle::new(Arc::clone(&engine) as Arc<dyn crate::engine::Engine>);
-        let task = tokio::spawn(serve(listener, handle, stop.clone()));
+        let task = tokio::spawn(serve(listener, Source::new(handle), stop.clone()));
         Running {
             address,
             engine,
@@ -274,6 +282,25 @@ mod tests {
         assert!(ready.ends_with("the first scan is under way\n"), "{ready}");
         let health = get(running.address, "/healthz").await;
         assert!(health.starts_with("HTTP/1.1 200 "), "{health}");
+    }
+
+    #[tokio::test]
+    async fn openmetrics_for_who_asks_for_it() {
+        let running = start().await;
+        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n";
+        let answer = raw(running.address, request).await;
+        assert!(
+            answer.contains(
+                "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
+            ),
+            "{answer}"
+        );
+        assert!(answer.contains("vary: accept\r\n"), "{answer}");
+        assert!(
+            answer.contains("# TYPE pendguard_calls counter\n"),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\n# EOF\n"), "{answer}");
     }
 
     #[tokio::test]
@@ -353,15 +380,21 @@ mod tests {
     #[tokio::test]
     async fn too_many_scrapes_at_once_are_told_so() {
         let server = Server {
-            engine: Handle::new(Fake::new(fake::three())),
+            source: Source::new(Handle::new(Fake::new(fake::three()))),
             scrapes: Arc::new(Semaphore::new(1)),
         };
         let (first, second) = (Held::default(), Held::default());
-        assert_eq!(server.metrics(&first).await.status(), StatusCode::OK);
-        let refused = server.metrics(&second).await;
+        assert_eq!(
+            server.metrics(Format::Text, &first).await.status(),
+            StatusCode::OK
+        );
+        let refused = server.metrics(Format::Text, &second).await;
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(refused.headers().contains_key(RETRY_AFTER));
         drop(first);
-        assert_eq!(server.metrics(&second).await.status(), StatusCode::OK);
+        assert_eq!(
+            server.metrics(Format::Text, &second).await.status(),
+            StatusCode::OK
+        );
     }
 }

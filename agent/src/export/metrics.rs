@@ -8,177 +8,56 @@ use std::collections::BTreeMap;
 
 use agent_common::abi::Reason;
 use prometheus::TextEncoder;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 
-use super::NONE;
-use crate::model::{Answer, Identity, Kind, Replica, Snapshot, Verdict};
+use super::accept::Format;
+use super::families::{
+    BUILD_INFO, CALLS, CONNECTIONS, DURATION, ENFORCER_INFO, EVENTS_LOST, FAILURES, Family,
+    FamilyKind, MAP_ENTRIES, MAP_MAX_ENTRIES, OTLP_FAILURES, PENDING, PROGRAM_RUNS,
+    PROGRAM_SECONDS, REJECTIONS, REPLICAS, TAP_INFO, UNPARSED,
+};
+use super::sums::{self, Distribution};
+use super::{NONE, openmetrics};
+use crate::model::{MapFill, Snapshot};
 use crate::version;
 
-/// The content type of [`render`]'s text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// What is documented of a metric, and exported with it.
-#[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// Its name.
-    pub name: &'static str,
-    /// How its values behave.
-    pub kind: FamilyKind,
-    /// What it counts, and in what unit.
-    pub help: &'static str,
-    /// Its labels.
-    pub labels: &'static [&'static str],
+/// Why there is no text.
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    /// In Prometheus' format.
+    #[error(transparent)]
+    Text(#[from] prometheus::Error),
+    /// In OpenMetrics.
+    #[error(transparent)]
+    OpenMetrics(#[from] std::fmt::Error),
 }
 
-/// How the values of a metric behave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FamilyKind {
-    /// They only grow, until the agent is restarted.
-    Counter,
-    /// They come and go.
-    Gauge,
+/// Metrics as text.
+pub fn render(families: &[MetricFamily], format: Format) -> Result<String, RenderError> {
+    Ok(match format {
+        Format::Text => TextEncoder::new().encode_to_string(families)?,
+        Format::OpenMetrics => openmetrics::encode(families)?,
+    })
 }
 
-impl FamilyKind {
-    /// As Prometheus writes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-        }
-    }
-}
-
-const CALLS: Family = Family {
-    name: "pendguard_calls_total",
-    kind: FamilyKind::Counter,
-    help: "Calls of watched methods that a source replica of this node made, by what became of them: admitted, \
-           would_reject (audit: enforcement would have rejected it), rejected, or unresolved (seen, but not which method; method \
-           is then empty).",
-    labels: &[
-        "namespace",
-        "kind",
-        "workload",
-        "vertex",
-        "pod",
-        "replica",
-        "method",
-        "verdict",
-    ],
-};
-const REJECTIONS: Family = Family {
-    name: "pendguard_rejections_total",
-    kind: FamilyKind::Counter,
-    help: "Calls of watched methods that were rejected, by how they ended (answer) and why (reason: policy).",
-    labels: &[
-        "namespace",
-        "kind",
-        "workload",
-        "vertex",
-        "replica",
-        "method",
-        "answer",
-        "reason",
-    ],
-};
-const FAILURES: Family = Family {
-    name: "pendguard_enforcement_failures_total",
-    kind: FamilyKind::Counter,
-    help: "Calls that should have been rejected and went through, by reason: candidate (made before the agent knew whose \
-           they were). They are counted as admitted, too.",
-    labels: &["reason"],
-};
-const REPLICAS: Family = Family {
-    name: "pendguard_replicas",
-    kind: FamilyKind::Gauge,
-    help: "Source replicas alive on this node, by the mode that applies to them.",
-    labels: &["namespace", "mode"],
-};
-const CONNECTIONS: Family = Family {
-    name: "pendguard_connections",
-    kind: FamilyKind::Gauge,
-    help: "HTTP/2 connections of watched processes: synced (each call is counted by its method), unsynced (out of step, \
-           picked up again where framing allows); latched are those of them that reject a method until they end, \
-           whatever the mode is by then, and gated those that the gate stands before.",
-    labels: &["state"],
-};
-const UNPARSED: Family = Family {
-    name: "pendguard_unparsed_total",
-    kind: FamilyKind::Counter,
-    help: "Times that something a watched process sent could not be followed, by reason. It has no effect on the traffic.",
-    labels: &["reason"],
-};
-const EVENTS_LOST: Family = Family {
-    name: "pendguard_events_lost_total",
-    kind: FamilyKind::Counter,
-    help: "Events of processes or calls that the agent could not take from the kernel in time. Calls are counted all the \
-           same; a replica may be found late.",
-    labels: &[],
-};
-const TAP_INFO: Family = Family {
-    name: "pendguard_tap_info",
-    kind: FamilyKind::Gauge,
-    help: "How sends are observed on this node; the value is always 1.",
-    labels: &["kind"],
-};
-const ENFORCER_INFO: Family = Family {
-    name: "pendguard_enforcer_info",
-    kind: FamilyKind::Gauge,
-    help: "How calls are rejected on this node: rewrite, gate or none; the value is always 1.",
-    labels: &["kind"],
-};
-const BUILD_INFO: Family = Family {
-    name: "pendguard_build_info",
-    kind: FamilyKind::Gauge,
-    help: "Version, revision and compiler of the agent; the value is always 1.",
-    labels: &["version", "revision", "rustc"],
-};
-const PROGRAM_SECONDS: Family = Family {
-    name: "pendguard_program_run_seconds_total",
-    kind: FamilyKind::Counter,
-    help: "Seconds spent in each of the agent's BPF programs, by the kernel's own accounting. It is there only while the \
-           sysctl kernel.bpf_stats_enabled is on.",
-    labels: &["program"],
-};
-const PROGRAM_RUNS: Family = Family {
-    name: "pendguard_program_runs_total",
-    kind: FamilyKind::Counter,
-    help: "Runs of each of the agent's BPF programs, by the kernel's own accounting. It is there only while the sysctl \
-           kernel.bpf_stats_enabled is on.",
-    labels: &["program"],
-};
-
-/// All metrics that this version exports; the reference is made from it.
-pub const FAMILIES: &[Family] = &[
-    CALLS,
-    REJECTIONS,
-    FAILURES,
-    REPLICAS,
-    CONNECTIONS,
-    UNPARSED,
-    EVENTS_LOST,
-    TAP_INFO,
-    ENFORCER_INFO,
-    BUILD_INFO,
-    PROGRAM_SECONDS,
-    PROGRAM_RUNS,
-];
-
-/// The metrics of a snapshot in Prometheus' text format.
-pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
-    TextEncoder::new().encode_to_string(&families(snapshot))
-}
-
-/// The metrics of a snapshot. A family without a series is left out.
-pub fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
+/// The metrics of a snapshot, and how often metrics were sent over OTLP in vain, where they are sent. A family without a series is left
+/// out.
+pub fn families(snapshot: &Snapshot, otlp_failures: Option<u64>) -> Vec<MetricFamily> {
     [
         calls(snapshot),
+        durations(snapshot),
+        pending(snapshot),
         rejections(snapshot),
         failures(snapshot),
         replicas(snapshot),
         connections(snapshot),
         unparsed(snapshot),
         Series::new(EVENTS_LOST).one(&[], snapshot.events_lost as f64),
+        maps(snapshot, MAP_ENTRIES, |map| map.entries),
+        maps(snapshot, MAP_MAX_ENTRIES, |map| map.max_entries),
+        sent(otlp_failures),
         Series::new(TAP_INFO).one(&[snapshot.tap], 1.0),
         Series::new(ENFORCER_INFO).one(&[snapshot.enforcer.unwrap_or(NONE)], 1.0),
         Series::new(BUILD_INFO).one(&[version::VERSION, version::REVISION, version::RUSTC], 1.0),
@@ -193,19 +72,8 @@ pub fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
 }
 
 fn calls(snapshot: &Snapshot) -> Series {
-    // Added up, so that no two series have the same labels whatever the inventory holds: Prometheus would refuse the
-    // whole scrape.
-    let mut sums: BTreeMap<(&Identity, &str, Verdict), u64> = BTreeMap::new();
-    for replica in &snapshot.replicas {
-        let identity = &replica.identity;
-        for (&(method, verdict), &count) in &replica.calls {
-            let method = snapshot.methods.get(method).map_or("", String::as_str);
-            *sums.entry((identity, method, verdict)).or_default() += count;
-        }
-        *sums.entry((identity, "", Verdict::Unresolved)).or_default() += replica.unresolved;
-    }
     let mut series = Series::new(CALLS);
-    for ((identity, method, verdict), count) in sums {
+    for ((identity, method, verdict), count) in sums::calls(snapshot) {
         let labels = [
             &identity.namespace,
             identity.kind.name(),
@@ -221,40 +89,47 @@ fn calls(snapshot: &Snapshot) -> Series {
     series
 }
 
-/// What pods that are the same replica have in common.
-type Seat<'a> = (&'a str, Kind, &'a str, &'a str, Replica);
-
-/// The rejected calls of all pods of a replica. One that may be rejected is there from the start, with 0.
-fn rejections(snapshot: &Snapshot) -> Series {
-    let mut sums: BTreeMap<(Seat<'_>, &str, Answer), u64> = BTreeMap::new();
-    for replica in &snapshot.replicas {
-        let of = &replica.identity;
-        let seat = (
-            &*of.namespace,
-            of.kind,
-            &*of.workload,
-            &*of.vertex,
-            of.replica,
-        );
-        let own = replica
-            .calls
-            .iter()
-            .filter(|((_, verdict), _)| *verdict == Verdict::Rejected)
-            .map(|((method, _), count)| (method, count));
-        for (&method, &count) in own.chain(&replica.rejected_before) {
-            let method = snapshot.methods.get(method).map_or("", String::as_str);
-            *sums.entry((seat, method, replica.answer)).or_default() += count;
-        }
-    }
-    let mut series = Series::new(REJECTIONS);
-    for ((seat, method, answer), count) in sums {
-        let (namespace, kind, workload, vertex, replica) = seat;
+fn durations(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(DURATION);
+    for ((seat, method, code), distribution) in sums::durations(snapshot) {
         let labels = [
-            namespace,
-            kind.name(),
-            workload,
-            vertex,
-            &replica.to_string(),
+            seat.namespace,
+            seat.kind.name(),
+            seat.workload,
+            seat.vertex,
+            &seat.replica.to_string(),
+            method,
+            code.name(),
+        ];
+        series.distribution(&labels, &distribution);
+    }
+    series
+}
+
+fn pending(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(PENDING);
+    for (seat, pending) in sums::pending(snapshot) {
+        let labels = [
+            seat.namespace,
+            seat.kind.name(),
+            seat.workload,
+            seat.vertex,
+            &seat.replica.to_string(),
+        ];
+        series.add(&labels, pending as f64);
+    }
+    series
+}
+
+fn rejections(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(REJECTIONS);
+    for ((seat, method, answer), count) in sums::rejections(snapshot) {
+        let labels = [
+            seat.namespace,
+            seat.kind.name(),
+            seat.workload,
+            seat.vertex,
+            &seat.replica.to_string(),
             method,
             answer.name(),
             "policy",
@@ -302,6 +177,22 @@ fn unparsed(snapshot: &Snapshot) -> Series {
     series
 }
 
+fn maps(snapshot: &Snapshot, family: Family, value: fn(&MapFill) -> u64) -> Series {
+    let mut series = Series::new(family);
+    for map in &snapshot.maps {
+        series.add(&[map.name], value(map) as f64);
+    }
+    series
+}
+
+fn sent(failures: Option<u64>) -> Series {
+    let series = Series::new(OTLP_FAILURES);
+    match failures {
+        Some(failures) => series.one(&[], failures as f64),
+        None => series,
+    }
+}
+
 fn programs(snapshot: &Snapshot, family: Family, value: fn((u64, u64)) -> f64) -> Series {
     let mut series = Series::new(family);
     for program in &snapshot.programs {
@@ -332,6 +223,38 @@ impl Series {
     }
 
     fn add(&mut self, values: &[&str], value: f64) {
+        let mut metric = self.metric(values);
+        if self.family.kind == FamilyKind::Counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            debug_assert_eq!(self.family.kind, FamilyKind::Gauge);
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.metrics.push(metric);
+    }
+
+    fn distribution(&mut self, values: &[&str], distribution: &Distribution) {
+        debug_assert_eq!(self.family.kind, FamilyKind::Histogram);
+        let buckets = distribution.cumulative().map(|(bound, below)| {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(below);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(distribution.count());
+        histogram.set_sample_sum(distribution.seconds());
+        let mut metric = self.metric(values);
+        metric.set_histogram(histogram);
+        self.metrics.push(metric);
+    }
+
+    fn metric(&self, values: &[&str]) -> Metric {
         debug_assert_eq!(values.len(), self.family.labels.len());
         let pairs = self.family.labels.iter().zip(values).map(|(name, value)| {
             let mut pair = LabelPair::default();
@@ -339,20 +262,7 @@ impl Series {
             pair.set_value((*value).to_owned());
             pair
         });
-        let mut metric = Metric::from_label(pairs.collect());
-        match self.family.kind {
-            FamilyKind::Counter => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                metric.set_counter(counter);
-            }
-            FamilyKind::Gauge => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                metric.set_gauge(gauge);
-            }
-        }
-        self.metrics.push(metric);
+        Metric::from_label(pairs.collect())
     }
 
     fn finish(self) -> Option<MetricFamily> {
@@ -365,6 +275,7 @@ impl Series {
         family.set_field_type(match self.family.kind {
             FamilyKind::Counter => MetricType::COUNTER,
             FamilyKind::Gauge => MetricType::GAUGE,
+            FamilyKind::Histogram => MetricType::HISTOGRAM,
         });
         family.set_metric(self.metrics);
         Some(family)
@@ -372,13 +283,20 @@ impl Series {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use agent_common::abi::answers::Code;
+
+    use super::super::families::FAMILIES;
     use super::*;
+    use crate::durations::Durations;
     use crate::engine::fake;
-    use crate::model::Mode;
+    use crate::model::{Kind, Mode, Replica, Verdict};
 
     fn text(snapshot: &Snapshot) -> String {
-        render(snapshot).unwrap()
+        render(&families(snapshot, None), Format::Text).unwrap()
     }
 
     fn value(text: &str, series: &str) -> Option<f64> {
@@ -540,11 +458,7 @@ mod tests {
         assert_eq!(runs("exit_sendto"), None);
         let seconds = "pendguard_program_run_seconds_total{program=\"exit_write\"}";
         assert_eq!(value(&text, seconds), Some(0.0000025));
-        assert!(
-            !super::render(&fake::empty())
-                .unwrap()
-                .contains("program_run")
-        );
+        assert!(!super::tests::text(&fake::empty()).contains("program_run"));
     }
 
     #[test]
@@ -586,24 +500,158 @@ mod tests {
         }
     }
 
+    fn took(milliseconds: &[u64]) -> Durations {
+        let mut durations = Durations::default();
+        for ms in milliseconds {
+            durations.record(Duration::from_millis(*ms));
+        }
+        durations
+    }
+
+    /// A snapshot in which everything that can be exported is.
+    pub(in crate::export) fn full() -> Snapshot {
+        let mut snapshot = fake::three();
+        let rejected = (0, Verdict::Rejected);
+        snapshot.replicas[0].durations = [((0, Code::Ok), took(&[3]))].into();
+        snapshot.replicas[0].pending = Some(5);
+        snapshot.replicas[1].calls.insert(rejected, 1);
+        snapshot
+    }
+
+    #[test]
+    fn durations_are_summed_over_the_pods_of_a_replica() {
+        let mut snapshot = full();
+        let mut twin = snapshot.replicas[0].clone();
+        twin.identity.pod = "orders-mv-0-other".to_owned();
+        twin.durations_before = [
+            ((0, Code::Ok), took(&[5, 40])),
+            ((0, Code::Unimplemented), took(&[1])),
+        ]
+        .into();
+        twin.gone = Some(std::time::SystemTime::UNIX_EPOCH);
+        snapshot.replicas.push(twin);
+        let text = text(&snapshot);
+        let labels = r#"namespace="payments",kind="MonoVertex",workload="orders",vertex="",replica="0",method="/source.v1.Source/PendingFn""#;
+        let name = "pendguard_call_duration_seconds";
+        for (code, le, count) in [
+            ("OK", "0.0025", 0.0),
+            ("OK", "0.005", 3.0),
+            ("OK", "0.025", 3.0),
+            ("OK", "0.05", 4.0),
+            ("OK", "100", 4.0),
+            ("OK", "+Inf", 4.0),
+            ("UNIMPLEMENTED", "0.0005", 0.0),
+            ("UNIMPLEMENTED", "0.001", 1.0),
+        ] {
+            let series = format!("{name}_bucket{{{labels},code=\"{code}\",le=\"{le}\"}}");
+            assert_eq!(value(&text, &series), Some(count), "{series}");
+        }
+        let series = |part: &str| value(&text, &format!("{name}_{part}{{{labels},code=\"OK\"}}"));
+        assert_eq!(series("count"), Some(4.0));
+        assert_eq!(series("sum"), Some(0.051));
+        assert!(text.contains("# TYPE pendguard_call_duration_seconds histogram\n"));
+    }
+
+    #[test]
+    fn a_pending_count_is_there_from_the_first_answer_on() {
+        let mut snapshot = fake::three();
+        assert!(!text(&snapshot).contains("source_pending"));
+        let series = r#"pendguard_source_pending{namespace="payments",kind="MonoVertex",workload="orders",vertex="",replica="0"}"#;
+        for pending in [0, -1, 1 << 40] {
+            snapshot.replicas[0].pending = Some(pending);
+            assert_eq!(value(&text(&snapshot), series), Some(pending as f64));
+        }
+    }
+
+    #[test]
+    fn maps_and_their_room() {
+        let text = text(&fake::three());
+        for (name, count) in [("entries", 3.0), ("max_entries", 8192.0)] {
+            let series = format!("pendguard_map_{name}{{map=\"TARGETS\"}}");
+            assert_eq!(value(&text, &series), Some(count));
+        }
+    }
+
     #[test]
     fn what_is_exported_is_documented_and_the_other_way_round() {
-        let mut snapshot = fake::three();
-        snapshot.replicas[0].identity.replica = Replica::Unknown;
-        snapshot.replicas[1].calls.insert((0, Verdict::Rejected), 1);
-        let exported = families(&snapshot);
+        let without = families(&full(), None);
+        assert!(without.iter().all(|family| !family.name().contains("otlp")));
+        let exported = families(&full(), Some(3));
         assert_eq!(exported.len(), FAMILIES.len());
         for (family, documented) in exported.iter().zip(FAMILIES) {
             assert_eq!(family.name(), documented.name);
+            assert_eq!(
+                format!("{:?}", family.get_field_type()).to_lowercase(),
+                documented.kind.name()
+            );
             assert!(documented.help.ends_with('.'), "{}", documented.name);
             assert_eq!(
                 documented.kind == FamilyKind::Counter,
                 documented.name.ends_with("_total")
             );
+            assert_eq!(
+                documented.unit == "seconds",
+                documented
+                    .name
+                    .trim_end_matches("_total")
+                    .ends_with("_seconds")
+            );
             for metric in family.get_metric() {
                 let labels: Vec<&str> = metric.get_label().iter().map(|l| l.name()).collect();
                 assert_eq!(labels, documented.labels);
             }
+        }
+        let names: BTreeSet<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        assert_eq!(names.len(), FAMILIES.len());
+    }
+
+    /// What a scrape of a full node costs, beside one without durations. It says so, and asserts nothing: the machine is
+    /// shared. `cargo test --release --lib -- --ignored --nocapture a_scrape_of_250`
+    #[test]
+    #[ignore = "a measurement"]
+    fn a_scrape_of_250_replicas() {
+        let mut snapshot = fake::empty();
+        snapshot.replicas = (0..250)
+            .map(|number| fake::replica(Replica::Number(number), 1000))
+            .collect();
+        let median = |what: &dyn Fn() -> usize| {
+            let mut times: Vec<Duration> = (0..101)
+                .map(|_| {
+                    let start = std::time::Instant::now();
+                    std::hint::black_box(what());
+                    start.elapsed()
+                })
+                .collect();
+            times.sort();
+            times[50]
+        };
+        let measure = |snapshot: &Snapshot| {
+            let made = families(snapshot, None);
+            let times = [
+                median(&|| families(snapshot, None).len()),
+                median(&|| render(&made, Format::Text).unwrap().len()),
+                median(&|| render(&made, Format::OpenMetrics).unwrap().len()),
+            ];
+            (times, text(snapshot).len())
+        };
+        let (without, _) = measure(&snapshot);
+        for replica in &mut snapshot.replicas {
+            replica.pending = Some(1000);
+            for code in [Code::Ok, Code::Unimplemented] {
+                let durations = took(&[3, 4, 5, 60, 700]);
+                replica.durations.insert((0, code), durations);
+            }
+        }
+        let (with, octets) = measure(&snapshot);
+        println!(
+            "250 replicas, 2 codes, {octets} octets of text; medians of 101, with durations, without, ratio:"
+        );
+        for (what, (with, without)) in ["families", "text", "OpenMetrics"]
+            .into_iter()
+            .zip(with.into_iter().zip(without))
+        {
+            let ratio = with.as_secs_f64() / without.as_secs_f64();
+            println!("{what}: {with:?}, {without:?}, {ratio:.1}");
         }
     }
 }

@@ -1,15 +1,54 @@
-//! What machines read: metrics and health over HTTP.
+//! What machines read: metrics and health over HTTP, and metrics over OTLP.
 #![forbid(unsafe_code)]
 
+pub mod accept;
+pub mod families;
 pub mod http;
 pub mod metrics;
+pub mod openmetrics;
+pub mod otlp;
+#[cfg(test)]
+mod reference;
+pub mod sums;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use agent_common::abi::Reason;
+use prometheus::proto::MetricFamily;
 
+use crate::engine::{Handle, Unresponsive};
 use crate::model::Snapshot;
 
 /// The kind of what isn't there.
 pub const NONE: &str = "none";
+
+/// Where exporters have their metrics from.
+#[derive(Clone)]
+pub struct Source {
+    /// Who knows the node.
+    pub engine: Handle,
+    /// How often metrics were sent in vain, where they are sent.
+    pub otlp_failures: Option<Arc<AtomicU64>>,
+}
+
+impl Source {
+    /// One that sends nothing.
+    pub fn new(engine: Handle) -> Self {
+        Self {
+            engine,
+            otlp_failures: None,
+        }
+    }
+
+    /// All metrics as they are now.
+    pub async fn families(&self) -> Result<Vec<MetricFamily>, Unresponsive> {
+        let snapshot = self.engine.snapshot().await?;
+        let failures = self.otlp_failures.as_ref();
+        let failures = failures.map(|failures| failures.load(Ordering::Relaxed));
+        Ok(metrics::families(&snapshot, failures))
+    }
+}
 
 /// Connections by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
