@@ -288,6 +288,25 @@ fn connections(connections: Option<pb::Connections>) -> Connections {
     })
 }
 
+/// The name of a verdict.
+pub fn verdict(verdict: pb::Verdict) -> &'static str {
+    match verdict {
+        pb::Verdict::Admitted => ADMITTED,
+        pb::Verdict::WouldReject => WOULD_REJECT,
+        pb::Verdict::Rejected => REJECTED,
+        pb::Verdict::Unspecified => UNKNOWN,
+    }
+}
+
+/// The name of a kind of workload.
+pub fn kind(kind: pb::Kind) -> &'static str {
+    match kind {
+        pb::Kind::MonoVertex => "MonoVertex",
+        pb::Kind::Pipeline => "Pipeline",
+        pb::Kind::Unspecified => UNKNOWN,
+    }
+}
+
 /// The name of a mode.
 pub fn mode(mode: pb::Mode) -> &'static str {
     match mode {
