@@ -69,6 +69,8 @@ pub struct Report {
     pub status: pb::GetStatusResponse,
     /// Of its node's replicas.
     pub replicas: Vec<pb::Replica>,
+    /// Upper bounds of the buckets of their durations, in ns.
+    pub bucket_bounds: Vec<u64>,
 }
 
 /// Asks for everything.
@@ -112,6 +114,7 @@ impl Asker {
         Ok(Report {
             status: status.into_inner(),
             replicas: list.replicas,
+            bucket_bounds: list.bucket_bounds,
         })
     }
 }

@@ -5,6 +5,7 @@ pub mod detach;
 pub mod doctor;
 pub mod mode;
 pub mod report;
+pub mod savings;
 pub mod status;
 pub mod watch;
 
