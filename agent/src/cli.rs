@@ -30,6 +30,10 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/pendguard";
 pub const LEASE: &str = "1h";
 /// The shortest lease: the agent renews it from time to time, and must not come too late on a busy node.
 const LEASE_MIN: Duration = Duration::from_secs(10);
+/// The shortest interval of `pendguard top`: more often would cost more than it shows.
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// The longest interval of `pendguard top`.
+const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The longest lease: no node enforces for ever what nobody looks after.
 const LEASE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -58,6 +62,12 @@ pub enum Command {
     ///
     /// Asks the running agent over its API socket. Exit status: 0, or 1 if no agent answers.
     Status(ReportArgs),
+    /// Show the replicas of this node and their calls, live
+    ///
+    /// Rates and durations are those of the last interval; where it had no answer, durations are those since the replica was found,
+    /// and shown with a `~`. The key ? shows the keys. NO_COLOR turns colours off. Exit status: 0, or 1 if standard output is no
+    /// terminal. While no agent answers, it goes on trying.
+    Top(TopArgs),
     /// Show calls of watched methods as they happen, a line each
     ///
     /// A call is shown when its answer has ended: when it was sent (UTC), whose it was, the method, the verdict, how it ended, how long that
@@ -184,6 +194,18 @@ pub struct ReportArgs {
     /// Print JSON, with all there is to know
     #[arg(long)]
     pub json: bool,
+
+    /// Unix socket of the agent's gRPC API; at most 107 octets
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
+    pub api_socket: PathBuf,
+}
+
+/// Flags of `pendguard top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// How often it is refreshed (500ms, 1s, 1m); from 200ms to 1h
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
 
     /// Unix socket of the agent's gRPC API; at most 107 octets
     #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
@@ -478,6 +500,18 @@ fn lease(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text)
+        .map_err(|error| format!("no duration, such as 500ms, 1s or 1m: {error}"))?;
+    if interval < INTERVAL_MIN {
+        Err("shorter than 200ms: it would cost more than it shows".to_owned())
+    } else if interval > INTERVAL_MAX {
+        Err("longer than 1h: that isn't live".to_owned())
+    } else {
+        Ok(interval)
+    }
+}
+
 fn workload(text: &str) -> Result<String, String> {
     policy::glob("workload", text)
         .map(|_| text.to_owned())
@@ -734,6 +768,29 @@ mod tests {
             let text = stop.error.to_string();
             assert!(text.contains(named), "{arguments:?}: {text}");
             assert!(stop.error.use_stderr());
+        }
+    }
+
+    #[test]
+    fn how_often_to_look() {
+        let top = |arguments: &[&str]| -> Result<Duration, Stop> {
+            let all = ["pendguard", "top"].iter().chain(arguments);
+            match parse(all.map(OsString::from).collect())?.command {
+                Command::Top(top) => Ok(top.interval),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(top(&[]).unwrap(), Duration::from_secs(1));
+        assert_eq!(top(&["--interval", "200ms"]).unwrap(), INTERVAL_MIN);
+        for (text, named) in [
+            ("199ms", "shorter than 200ms"),
+            ("2h", "longer than 1h"),
+            ("1", "--interval"),
+            ("often", "--interval"),
+        ] {
+            let error = top(&["--interval", text]).expect_err("must be refused");
+            let error = error.error.to_string();
+            assert!(error.contains(named), "{error}");
         }
     }
 

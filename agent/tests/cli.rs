@@ -58,6 +58,7 @@ fn help_and_version_are_no_errors() {
         &["status", "--help"],
         &["doctor", "-h"],
         &["mode", "--help"],
+        &["top", "--help"],
         &["watch", "--help"],
     ] {
         let ran = run(&mut pendguard(arguments));
@@ -90,7 +91,9 @@ fn help_and_version_are_no_errors() {
 fn bad_flags_are_64_and_named() {
     for (arguments, named) in [
         (&[][..], "Usage"),
-        (&["top"], "top"),
+        (&["tops"], "tops"),
+        (&["top", "--interval", "100ms"], "shorter than 200ms"),
+        (&["top", "--json"], "--json"),
         (&["watch", "--replica", "one"], "--replica"),
         (&["watch", "--verdict", "loud"], "--verdict"),
         (&["watch", "--namespace", "a["], "--namespace"),
@@ -274,6 +277,13 @@ fn without_an_agent_asking_is_1_and_says_what_to_do() {
         assert!(ran.err.contains(socket.to_str().unwrap()), "{}", ran.err);
         assert!(ran.err.contains("pendguard run"), "{}", ran.err);
     }
+}
+
+#[test]
+fn top_wants_a_terminal() {
+    let ran = run(&mut pendguard(&["top"]));
+    assert_eq!((ran.status, &*ran.out), (1, ""));
+    assert!(ran.err.contains("pendguard status"), "{}", ran.err);
 }
 
 /// An agent that sees nothing, and tells what it is told to tell.

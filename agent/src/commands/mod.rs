@@ -7,6 +7,7 @@ pub mod mode;
 pub mod report;
 pub mod savings;
 pub mod status;
+pub mod top;
 pub mod watch;
 
 use std::borrow::Cow;
