@@ -14,8 +14,8 @@ use clap::{
 };
 
 use crate::export::otlp::Endpoint;
-use crate::model::Mode;
-use crate::policy::Selector;
+use crate::model::{Mode, Replica};
+use crate::policy::{self, Selector};
 use crate::version;
 
 /// Exit status of a command line, an environment or a configuration that can't be followed (`EX_USAGE`).
@@ -31,6 +31,10 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/pendguard";
 pub const LEASE: &str = "1h";
 /// The shortest lease: the agent renews it from time to time, and must not come too late on a busy node.
 const LEASE_MIN: Duration = Duration::from_secs(10);
+/// The shortest interval of `pendguard top`: more often would cost more than it shows.
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// The longest interval of `pendguard top`.
+const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The longest lease: no node enforces for ever what nobody looks after.
 const LEASE_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -66,6 +70,18 @@ pub enum Command {
     ///
     /// Asks the running agent over its API socket. Exit status: 0, or 1 if no agent answers.
     Status(ReportArgs),
+    /// Show the replicas of this node and their calls, live
+    ///
+    /// Rates and durations are those of the last interval; where it had no answer, durations are those since the replica was found,
+    /// and shown with a `~`. The key ? shows the keys. NO_COLOR turns colours off. Exit status: 0, or 1 if standard output is no
+    /// terminal. While no agent answers, it goes on trying.
+    Top(TopArgs),
+    /// Show calls of watched methods as they happen, a line each
+    ///
+    /// A call is shown when its answer has ended: when it was sent (UTC), whose it was, the method, the verdict, how it ended, how long that
+    /// took, the pending count that it was answered, and pid:fd/stream of its connection. What could not be shown is counted in a line of its
+    /// own. Exit status: 0 after Ctrl-C or when the reader has gone, 1 if no agent answers or it ends, 64 for bad usage.
+    Watch(WatchArgs),
     /// Show what this node allows, and what would be used
     ///
     /// Changes nothing, and needs no running agent. Exit status: 0 if audit and enforcement are possible, 1 if only audit
@@ -202,6 +218,58 @@ pub struct ReportArgs {
     /// Unix socket of the agent's gRPC API; at most 107 octets
     #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
     pub api_socket: PathBuf,
+}
+
+/// Flags of `pendguard top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// How often it is refreshed (500ms, 1s, 1m); from 200ms to 1h
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+
+    /// Unix socket of the agent's gRPC API; at most 107 octets
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
+    pub api_socket: PathBuf,
+}
+
+/// Flags of `pendguard watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Print a JSON object a line
+    #[arg(long)]
+    pub json: bool,
+
+    /// Only in the namespaces that match this glob
+    #[arg(long, value_name = "NS", value_parser = namespace)]
+    pub namespace: Option<String>,
+
+    /// Only of the MonoVertices and Pipelines that match this glob
+    #[arg(long, value_name = "W", value_parser = workload)]
+    pub workload: Option<String>,
+
+    /// Only of the replica with this number, or of those without one: unknown
+    #[arg(long, value_name = "N|unknown")]
+    pub replica: Option<Replica>,
+
+    /// Only with one of these verdicts, separated by commas
+    #[arg(long, value_enum, value_name = "V", value_delimiter = ',')]
+    pub verdict: Vec<Verdict>,
+
+    /// Unix socket of the agent's gRPC API; at most 107 octets
+    #[arg(long, value_name = "PATH", env = "PENDGUARD_API_SOCKET", default_value = API_SOCKET, value_parser = SocketPath)]
+    pub api_socket: PathBuf,
+}
+
+/// What became of a call, as `pendguard watch` is asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It went through
+    Admitted,
+    /// It went through; enforcement would have rejected it
+    WouldReject,
+    /// The source never saw it
+    Rejected,
 }
 
 /// Flags of `pendguard doctor`.
@@ -467,6 +535,24 @@ fn lease(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text)
+        .map_err(|error| format!("no duration, such as 500ms, 1s or 1m: {error}"))?;
+    if interval < INTERVAL_MIN {
+        Err("shorter than 200ms: it would cost more than it shows".to_owned())
+    } else if interval > INTERVAL_MAX {
+        Err("longer than 1h: that isn't live".to_owned())
+    } else {
+        Ok(interval)
+    }
+}
+
+fn workload(text: &str) -> Result<String, String> {
+    policy::glob("workload", text)
+        .map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
+}
+
 fn namespace(text: &str) -> Result<String, String> {
     selects(Selector::new(Some(text), None), text)
 }
@@ -476,7 +562,7 @@ fn pod(text: &str) -> Result<String, String> {
 }
 
 fn selects(
-    selector: Result<Selector, crate::policy::SelectorError>,
+    selector: Result<Selector, policy::SelectorError>,
     text: &str,
 ) -> Result<String, String> {
     selector
@@ -682,6 +768,74 @@ mod tests {
             let text = stop.error.to_string();
             assert!(text.contains(named), "{arguments:?}: {text}");
             assert!(stop.error.use_stderr());
+        }
+    }
+
+    #[test]
+    fn which_calls_to_watch() {
+        let watch = |arguments: &[&str]| -> Result<WatchArgs, Stop> {
+            let all = ["pendguard", "watch"].iter().chain(arguments);
+            match parse(all.map(OsString::from).collect())?.command {
+                Command::Watch(watch) => Ok(watch),
+                other => panic!("{other:?}"),
+            }
+        };
+        let all = watch(&[]).unwrap();
+        assert_eq!((all.json, all.namespace, all.workload), (false, None, None));
+        assert_eq!((all.replica, &all.verdict[..]), (None, &[][..]));
+        assert_eq!(all.api_socket.to_str(), Some(API_SOCKET));
+        let some = watch(&[
+            "--json",
+            "--namespace=a-*",
+            "--workload={b,c}",
+            "--replica=unknown",
+            "--verdict=would_reject,rejected",
+        ])
+        .unwrap();
+        assert!(some.json);
+        assert_eq!(some.namespace.as_deref(), Some("a-*"));
+        assert_eq!(some.workload.as_deref(), Some("{b,c}"));
+        assert_eq!(some.replica, Some(Replica::Unknown));
+        assert_eq!(some.verdict, [Verdict::WouldReject, Verdict::Rejected]);
+        let number = watch(&["--replica", "7"]).unwrap();
+        assert_eq!(number.replica, Some(Replica::Number(7)));
+        for (arguments, named) in [
+            (&["--namespace", ""][..], "--namespace"),
+            (&["--workload", "a["], "workload is no glob"),
+            (&["--replica", "one"], "neither a number nor"),
+            (&["--replica=-1"], "neither a number nor"),
+            (&["--replica", "+1"], "neither a number nor"),
+            (&["--verdict", "loud"], "--verdict"),
+            (&["--verdict", "admitted,"], "--verdict"),
+            (&["extra"], "extra"),
+        ] {
+            let stop = watch(arguments).expect_err("must be refused");
+            let text = stop.error.to_string();
+            assert!(text.contains(named), "{arguments:?}: {text}");
+            assert!(stop.error.use_stderr());
+        }
+    }
+
+    #[test]
+    fn how_often_to_look() {
+        let top = |arguments: &[&str]| -> Result<Duration, Stop> {
+            let all = ["pendguard", "top"].iter().chain(arguments);
+            match parse(all.map(OsString::from).collect())?.command {
+                Command::Top(top) => Ok(top.interval),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(top(&[]).unwrap(), Duration::from_secs(1));
+        assert_eq!(top(&["--interval", "200ms"]).unwrap(), INTERVAL_MIN);
+        for (text, named) in [
+            ("199ms", "shorter than 200ms"),
+            ("2h", "longer than 1h"),
+            ("1", "--interval"),
+            ("often", "--interval"),
+        ] {
+            let error = top(&["--interval", text]).expect_err("must be refused");
+            let error = error.error.to_string();
+            assert!(error.contains(named), "{error}");
         }
     }
 

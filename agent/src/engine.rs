@@ -146,13 +146,15 @@ pub(crate) mod fake {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, SystemTime};
 
+    use agent_common::abi::answers::Code;
+
     use super::{Engine, ModeChanged, ModeRefused};
     use crate::model::{
         Answer, Identity, Kind, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot,
         Verdict,
     };
     use crate::policy::{ModeChange, Policy};
-    use crate::watch::{Hub, Subscription};
+    use crate::watch::{Call, Hub, Subscription};
 
     /// The method that is watched by default.
     pub const PENDING: &str = "/source.v1.Source/PendingFn";
@@ -265,6 +267,24 @@ pub(crate) mod fake {
             unsynced: 0,
             latched: 0,
             gated: 0,
+        }
+    }
+
+    /// A call of such a replica, answered in 3.25 ms.
+    pub fn call(number: Replica) -> Call {
+        let replica = replica(number, 0);
+        let verdict = replica.calls.keys().next().map(|(_, verdict)| *verdict);
+        Call {
+            at: replica.since + Duration::from_millis(1_234),
+            identity: Arc::new(replica.identity),
+            method: PENDING.into(),
+            verdict: verdict.unwrap(),
+            code: Some(Code::Ok),
+            duration: Some(Duration::from_micros(3_250)),
+            pending: Some(42),
+            pid: 4711,
+            fd: 9,
+            stream: 17,
         }
     }
 

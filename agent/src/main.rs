@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(arguments) => agent(&arguments),
         Command::Status(arguments) => commands::status::run(&arguments).into(),
+        Command::Top(arguments) => commands::top::run(&arguments).into(),
+        Command::Watch(arguments) => commands::watch::run(&arguments).into(),
         Command::Mode(arguments) => commands::mode::run(&arguments).into(),
         Command::Detach(arguments) => commands::detach::run(&arguments).into(),
         Command::Doctor(arguments) => {

@@ -45,6 +45,28 @@ impl std::fmt::Display for Replica {
     }
 }
 
+/// What is neither a replica's number nor `unknown`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("replica {0:?} is neither a number nor `unknown`")]
+pub struct NoReplica(String);
+
+/// As people write it, and as [`Replica`] is displayed.
+impl std::str::FromStr for Replica {
+    type Err = NoReplica;
+
+    fn from_str(text: &str) -> Result<Self, NoReplica> {
+        match text {
+            "unknown" => Ok(Self::Unknown),
+            // Rust would take a sign, too.
+            _ if text.bytes().all(|octet| octet.is_ascii_digit()) => text
+                .parse()
+                .map(Self::Number)
+                .map_err(|_| NoReplica(text.to_owned())),
+            _ => Err(NoReplica(text.to_owned())),
+        }
+    }
+}
+
 /// Whose replica a process is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Identity {

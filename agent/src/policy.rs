@@ -65,8 +65,8 @@ pub enum SelectorError {
     #[error("the {0} has {1} octets, and Kubernetes' names at most {MAX_NAME}")]
     Long(&'static str, usize),
     /// It is no glob.
-    #[error("the namespace is no glob: {0}")]
-    Glob(#[from] globset::Error),
+    #[error("the {0} is no glob: {1}")]
+    Glob(&'static str, #[source] globset::Error),
 }
 
 impl Selector {
@@ -74,7 +74,7 @@ impl Selector {
     /// given.
     pub fn new(namespace: Option<&str>, pod: Option<&str>) -> Result<Self, SelectorError> {
         Ok(Self {
-            namespace: namespace.map(namespace_glob).transpose()?,
+            namespace: namespace.map(|text| glob("namespace", text)).transpose()?,
             pod: pod.map(pod_name).transpose()?,
         })
     }
@@ -123,9 +123,11 @@ impl fmt::Display for Selector {
     }
 }
 
-fn namespace_glob(text: &str) -> Result<GlobMatcher, SelectorError> {
-    name("namespace", text)?;
-    Ok(Glob::new(text)?.compile_matcher())
+/// A glob that names are matched with; `of` says what they are names of.
+pub fn glob(of: &'static str, text: &str) -> Result<GlobMatcher, SelectorError> {
+    name(of, text)?;
+    let glob = Glob::new(text).map_err(|error| SelectorError::Glob(of, error))?;
+    Ok(glob.compile_matcher())
 }
 
 fn pod_name(text: &str) -> Result<String, SelectorError> {
@@ -478,7 +480,7 @@ mod tests {
         assert_eq!(of(None, Some(&long)), Long("pod", MAX_NAME + 1));
         assert_eq!(of(Some(&long), None), Long("namespace", MAX_NAME + 1));
         let error = of(Some("a["), None);
-        assert!(matches!(error, Glob(_)), "{error}");
+        assert!(matches!(error, Glob("namespace", _)), "{error}");
         assert!(error.to_string().contains("a["), "{error}");
         // The longest alternatives of alternatives still compile.
         let worst = format!("{{{}}}", vec!["[!a-z]?**"; 25].join(","));

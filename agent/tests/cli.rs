@@ -1,8 +1,22 @@
 //! The binary as a script sees it: exit statuses, and what is named where something is wrong. None of these reaches the
 //! tap, so none needs a privilege.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use pendguard::api::About;
+use pendguard::api::server::serve;
+use pendguard::api::socket::ApiSocket;
+use pendguard::engine::{Engine, Handle, ModeChanged, ModeRefused};
+use pendguard::model::{Identity, Kind, Replica, Snapshot, Verdict};
+use pendguard::policy::ModeChange;
+use pendguard::watch::{Call, Event, Hub, Subscription};
+use rustix::process::{Pid, Signal};
+use tokio_util::sync::CancellationToken;
 
 fn pendguard(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pendguard"));
@@ -44,6 +58,8 @@ fn help_and_version_are_no_errors() {
         &["status", "--help"],
         &["doctor", "-h"],
         &["mode", "--help"],
+        &["top", "--help"],
+        &["watch", "--help"],
     ] {
         let ran = run(&mut pendguard(arguments));
         assert_eq!(ran.status, 0, "{arguments:?}: {}", ran.err);
@@ -75,7 +91,13 @@ fn help_and_version_are_no_errors() {
 fn bad_flags_are_64_and_named() {
     for (arguments, named) in [
         (&[][..], "Usage"),
-        (&["top"], "top"),
+        (&["tops"], "tops"),
+        (&["top", "--interval", "100ms"], "shorter than 200ms"),
+        (&["top", "--json"], "--json"),
+        (&["watch", "--replica", "one"], "--replica"),
+        (&["watch", "--verdict", "loud"], "--verdict"),
+        (&["watch", "--namespace", "a["], "--namespace"),
+        (&["watch", "--workload", ""], "--workload"),
         (&["run", "--nothing"], "--nothing"),
         (&["run", "--mode", "loud"], "--mode"),
         (&["run", "--answer", "quiet"], "--answer quiet"),
@@ -245,6 +267,8 @@ fn without_an_agent_asking_is_1_and_says_what_to_do() {
     for arguments in [
         &["status"][..],
         &["status", "--json"],
+        &["watch"],
+        &["watch", "--json", "--replica", "1"],
         &["mode", "off"],
         &["mode", "enforce", "--namespace", "a", "--json"],
     ] {
@@ -253,6 +277,168 @@ fn without_an_agent_asking_is_1_and_says_what_to_do() {
         assert!(ran.err.contains(socket.to_str().unwrap()), "{}", ran.err);
         assert!(ran.err.contains("pendguard run"), "{}", ran.err);
     }
+}
+
+#[test]
+fn top_wants_a_terminal() {
+    let ran = run(&mut pendguard(&["top"]));
+    assert_eq!((ran.status, &*ran.out), (1, ""));
+    assert!(ran.err.contains("pendguard status"), "{}", ran.err);
+}
+
+/// An agent that sees nothing, and tells what it is told to tell.
+struct Agent {
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+struct Blind(Arc<Hub>);
+
+impl Engine for Blind {
+    fn snapshot(&self) -> Snapshot {
+        unreachable!("nobody asks")
+    }
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+    fn set_mode(&self, _: ModeChange) -> Result<ModeChanged, ModeRefused> {
+        Ok(ModeChanged::default())
+    }
+    fn watch(&self) -> Subscription {
+        self.0.subscribe()
+    }
+}
+
+impl Agent {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("api.sock");
+        let hub = Hub::new();
+        let stop = CancellationToken::new();
+        let (engine, stopped, path) = (Blind(Arc::clone(&hub)), stop.clone(), socket.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let socket = ApiSocket::bind(&path).await.unwrap();
+                let handle = Handle::new(Arc::new(engine));
+                serve(socket, handle, About::now(), stopped).await.unwrap();
+            });
+        });
+        while !socket.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Self {
+            hub,
+            stop,
+            socket,
+            _directory: directory,
+        }
+    }
+
+    /// `pendguard watch`, as soon as it watches.
+    fn watched(&self, arguments: &[&str]) -> Child {
+        let child = pendguard(&["watch"])
+            .args(arguments)
+            .arg("--api-socket")
+            .arg(&self.socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        self.until(1);
+        child
+    }
+
+    fn until(&self, watchers: usize) {
+        let started = Instant::now();
+        while self.hub.watchers() != watchers {
+            assert!(started.elapsed() < Duration::from_secs(30), "not in time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn call(&self, replica: u32) {
+        let identity = Identity {
+            namespace: "payments".to_owned(),
+            kind: Kind::MonoVertex,
+            workload: "orders".to_owned(),
+            vertex: String::new(),
+            pod: format!("orders-mv-{replica}-abcde"),
+            replica: Replica::Number(replica),
+        };
+        self.hub.tell(Event::Call(Arc::new(Call {
+            at: SystemTime::UNIX_EPOCH,
+            identity: Arc::new(identity),
+            method: "/source.v1.Source/PendingFn".into(),
+            verdict: Verdict::Admitted,
+            code: None,
+            duration: None,
+            pending: None,
+            pid: 1,
+            fd: 2,
+            stream: 3,
+        })));
+    }
+}
+
+fn ended(child: Child) -> Ran {
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        status: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn watch_tells_calls_until_the_agent_ends() {
+    let agent = Agent::start();
+    let child = agent.watched(&["--json", "--replica", "1"]);
+    agent.call(0);
+    agent.call(1);
+    agent.hub.tell(Event::Lost(5));
+    agent.stop.cancel();
+    let ran = ended(child);
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    assert!(ran.err.contains("has gone"), "{}", ran.err);
+    // What was told just before the end may be cut off by it.
+    for line in ran.out.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(line["replica"] == 1 || line["lost"] == 5, "{line}");
+    }
+}
+
+#[test]
+fn watch_ends_well_when_it_is_interrupted() {
+    let agent = Agent::start();
+    let mut child = agent.watched(&[]);
+    agent.call(7);
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert!(
+        line.starts_with("00:00:00.000Z  payments/orders "),
+        "{line}"
+    );
+    assert!(line.ends_with("  1:2/3\n"), "{line}");
+    let pid = Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::INT).unwrap();
+    let ran = ended(child);
+    assert_eq!((ran.status, &*ran.err), (0, ""));
+    agent.until(0);
+}
+
+#[test]
+fn watch_ends_well_at_once_when_nobody_reads() {
+    let agent = Agent::start();
+    let mut child = agent.watched(&[]);
+    // No call comes that could not be written.
+    drop(child.stdout.take());
+    let ran = ended(child);
+    assert_eq!((ran.status, &*ran.err), (0, ""));
+    agent.until(0);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Asking a running agent.
 #![forbid(unsafe_code)]
 
+use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -47,6 +49,9 @@ pub enum ClientError {
         /// Why.
         source: tonic::transport::Error,
     },
+    /// It was there, and told of calls.
+    #[error("the agent on {} has gone", .0.display())]
+    Gone(PathBuf),
     /// The agent refuses.
     #[error("the agent on {} says: {} ({})", path.display(), status.message(), status.code())]
     Refused {
@@ -64,22 +69,95 @@ pub struct Report {
     pub status: pb::GetStatusResponse,
     /// Of its node's replicas.
     pub replicas: Vec<pb::Replica>,
+    /// Upper bounds of the buckets of their durations, in ns.
+    pub bucket_bounds: Vec<u64>,
 }
 
 /// Asks for everything.
 pub async fn fetch(path: &Path) -> Result<Report, ClientError> {
+    Asker::new(path).ask().await
+}
+
+/// Asks for everything again and again, over one connection for as long as it holds.
+#[derive(Debug)]
+pub struct Asker {
+    path: PathBuf,
+    client: Option<AgentClient<Channel>>,
+}
+
+impl Asker {
+    /// It connects when it is to ask.
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            client: None,
+        }
+    }
+
+    /// Asks for everything.
+    pub async fn ask(&mut self) -> Result<Report, ClientError> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => agent(&self.path, DEADLINE).await?,
+        };
+        let status = client
+            .get_status(pb::GetStatusRequest {})
+            .await
+            .map_err(|status| refused(&self.path, status))?;
+        let list = client
+            .list_replicas(pb::ListReplicasRequest {})
+            .await
+            .map_err(|status| refused(&self.path, status))?
+            .into_inner();
+        // After an error it is a new one: it says best why there is no agent.
+        self.client = Some(client);
+        Ok(Report {
+            status: status.into_inner(),
+            replicas: list.replicas,
+            bucket_bounds: list.bucket_bounds,
+        })
+    }
+}
+
+/// What a watcher is told.
+pub use pb::watch_calls_response::Event;
+
+/// Calls as they happen.
+#[derive(Debug)]
+pub struct Calls {
+    path: PathBuf,
+    stream: Streaming<pb::WatchCallsResponse>,
+}
+
+impl Calls {
+    /// The next call, or how many were lost; [`ClientError::Gone`] once the agent has ended.
+    pub async fn next(&mut self) -> Result<Event, ClientError> {
+        loop {
+            match self.stream.message().await {
+                // What a later version tells besides.
+                Ok(Some(pb::WatchCallsResponse { event: None })) => {}
+                Ok(Some(pb::WatchCallsResponse { event: Some(event) })) => return Ok(event),
+                Ok(None) => return Err(ClientError::Gone(self.path.clone())),
+                // It was killed.
+                Err(status) if status.source().is_some() => {
+                    return Err(ClientError::Gone(self.path.clone()));
+                }
+                Err(status) => return Err(refused(&self.path, status)),
+            }
+        }
+    }
+}
+
+/// Watches calls from now on.
+pub async fn watch(path: &Path, request: pb::WatchCallsRequest) -> Result<Calls, ClientError> {
     let mut client = agent(path, DEADLINE).await?;
-    let status = client
-        .get_status(pb::GetStatusRequest {})
+    let stream = client
+        .watch_calls(request)
         .await
         .map_err(|status| refused(path, status))?;
-    let list = client
-        .list_replicas(pb::ListReplicasRequest {})
-        .await
-        .map_err(|status| refused(path, status))?;
-    Ok(Report {
-        status: status.into_inner(),
-        replicas: list.into_inner().replicas,
+    Ok(Calls {
+        path: path.to_owned(),
+        stream: stream.into_inner(),
     })
 }
 

@@ -15,6 +15,7 @@ use crate::model::{
 };
 use crate::policy::{ModeChange, Selector};
 use crate::version;
+use crate::watch::Call;
 
 pub(super) fn status(
     about: About,
@@ -146,32 +147,19 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
         .filter_map(|((method, verdict), count)| {
             Some(pb::Calls {
                 method: methods.get(method).cloned().unwrap_or_default(),
-                verdict: match verdict {
-                    Verdict::Admitted => pb::Verdict::Admitted,
-                    Verdict::WouldReject => pb::Verdict::WouldReject,
-                    Verdict::Rejected => pb::Verdict::Rejected,
-                    // No call of a known method; there is a field of its own for these.
-                    Verdict::Unresolved => return None,
-                }
-                .into(),
+                // There is a field of its own for those of no known method.
+                verdict: self::verdict(verdict)?.into(),
                 count,
             })
         })
         .collect();
     pb::Replica {
         namespace: status.identity.namespace,
-        kind: match status.identity.kind {
-            Kind::MonoVertex => pb::Kind::MonoVertex,
-            Kind::Pipeline => pb::Kind::Pipeline,
-        }
-        .into(),
+        kind: kind(status.identity.kind).into(),
         workload: status.identity.workload,
         vertex: status.identity.vertex,
         pod: status.identity.pod,
-        replica: match status.identity.replica {
-            Replica::Number(number) => Some(number),
-            Replica::Unknown => None,
-        },
+        replica: number(status.identity.replica),
         mode: mode(status.mode).into(),
         pids: status.pids,
         since: Some(status.since.into()),
@@ -190,6 +178,52 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             .map(|(&(method, code), of)| durations(methods, method, code, of))
             .collect(),
         pending: status.pending,
+    }
+}
+
+/// A call as it happened; `None` for one of which it isn't known whether its method is watched.
+pub(super) fn call(call: &Call) -> Option<pb::Call> {
+    let identity = &call.identity;
+    Some(pb::Call {
+        sent: Some(call.at.into()),
+        namespace: identity.namespace.clone(),
+        kind: kind(identity.kind).into(),
+        workload: identity.workload.clone(),
+        vertex: identity.vertex.clone(),
+        pod: identity.pod.clone(),
+        replica: number(identity.replica),
+        method: (*call.method).to_owned(),
+        verdict: verdict(call.verdict)?.into(),
+        code: call.code.map(Code::name).unwrap_or_default().to_owned(),
+        duration: call.duration.and_then(|took| took.try_into().ok()),
+        pending: call.pending,
+        pid: call.pid,
+        fd: call.fd,
+        stream: call.stream,
+    })
+}
+
+/// The verdict; a call of no known method has none.
+fn verdict(verdict: Verdict) -> Option<pb::Verdict> {
+    match verdict {
+        Verdict::Admitted => Some(pb::Verdict::Admitted),
+        Verdict::WouldReject => Some(pb::Verdict::WouldReject),
+        Verdict::Rejected => Some(pb::Verdict::Rejected),
+        Verdict::Unresolved => None,
+    }
+}
+
+fn kind(kind: Kind) -> pb::Kind {
+    match kind {
+        Kind::MonoVertex => pb::Kind::MonoVertex,
+        Kind::Pipeline => pb::Kind::Pipeline,
+    }
+}
+
+fn number(replica: Replica) -> Option<u32> {
+    match replica {
+        Replica::Number(number) => Some(number),
+        Replica::Unknown => None,
     }
 }
 

@@ -7,6 +7,7 @@ mod health;
 pub mod server;
 mod service;
 pub mod socket;
+mod watch;
 
 /// `pendguard.v1`, generated from `proto/pendguard/v1/agent.proto`.
 #[allow(missing_docs, clippy::all, reason = "generated")]

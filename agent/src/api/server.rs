@@ -46,6 +46,7 @@ pub async fn serve(
     let agent = AgentService {
         engine: engine.clone(),
         about,
+        stop: stop.clone(),
     };
     let health = HealthService {
         engine,
@@ -317,6 +318,83 @@ mod tests {
         for name in ["pendguard.v1.Agent", "grpc.health.v1.Health"] {
             assert!(names.contains(&name), "{names:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn calls_are_told_as_they_happen() {
+        use crate::model::Replica;
+        use crate::watch::Event;
+        let running = start().await;
+        let request = |replica: &str| pb::WatchCallsRequest {
+            replica: Some(replica.to_owned()),
+            ..pb::WatchCallsRequest::default()
+        };
+        let refused = client::watch(&running.path, request("one")).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("\"one\" is neither"), "{refused}");
+        let mut calls = client::watch(&running.path, request("1")).await.unwrap();
+        let hub = &running.engine.hub;
+        assert_eq!(hub.watchers(), 1);
+        for replica in [Replica::Number(0), Replica::Number(1), Replica::Unknown] {
+            hub.tell(Event::Call(Arc::new(fake::call(replica))));
+        }
+        hub.tell(Event::Lost(3));
+        let client::Event::Call(call) = calls.next().await.unwrap() else {
+            panic!("a call")
+        };
+        assert_eq!((call.replica, &*call.pod), (Some(1), "orders-mv-1-abcde"));
+        assert_eq!(call.verdict(), pb::Verdict::WouldReject);
+        assert_eq!((&*call.code, call.pending), ("OK", Some(42)));
+        assert_eq!((call.pid, call.fd, call.stream), (4711, 9, 17));
+        assert_eq!(call.duration.unwrap().to_string(), "0.003250s");
+        assert_eq!(call.sent.unwrap().to_string(), "2023-11-14T22:13:21.234Z");
+        assert_eq!(calls.next().await.unwrap(), client::Event::Lost(3));
+        running.stop.cancel();
+        let gone = calls.next().await.unwrap_err();
+        assert!(matches!(gone, client::ClientError::Gone(_)), "{gone}");
+        let ended = tokio::time::timeout(Duration::from_secs(5), running.task).await;
+        ended.unwrap().unwrap().unwrap();
+        assert_eq!(running.engine.hub.watchers(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_doesnt_read_misses_calls_and_learns_how_many() {
+        use crate::model::Replica;
+        use crate::watch::Event;
+        const CALLS: u64 = 30_000;
+        let running = start().await;
+        let mut calls = client::watch(&running.path, pb::WatchCallsRequest::default())
+            .await
+            .unwrap();
+        let call = Arc::new(fake::call(Replica::Number(1)));
+        for i in 0..CALLS {
+            running.engine.hub.tell(Event::Call(Arc::clone(&call)));
+            if i % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // Others are answered meanwhile.
+        assert_eq!(
+            client::fetch(&running.path).await.unwrap().replicas.len(),
+            3
+        );
+        let (mut told, mut lost) = (0, 0);
+        while told + lost < CALLS {
+            match calls.next().await.unwrap() {
+                client::Event::Call(_) => told += 1,
+                client::Event::Lost(n) => lost += n,
+            }
+        }
+        assert_eq!(told + lost, CALLS);
+        assert!(lost > 0, "it was all kept somewhere");
+        drop(calls);
+        let unsubscribed = async {
+            while running.engine.hub.watchers() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(5), unsubscribed).await;
+        waited.unwrap();
     }
 
     #[tokio::test]

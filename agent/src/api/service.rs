@@ -3,9 +3,11 @@
 
 use std::time::SystemTime;
 
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::pb::agent_server::Agent;
+use super::watch::{self, Calls, Filter};
 use super::{convert, pb};
 use crate::engine::{Handle, Unresponsive};
 
@@ -33,6 +35,8 @@ impl About {
 pub(super) struct AgentService {
     pub(super) engine: Handle,
     pub(super) about: About,
+    /// Ends the streams.
+    pub(super) stop: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -69,13 +73,15 @@ impl Agent for AgentService {
         Ok(Response::new(convert::changed(changed)))
     }
 
-    type WatchCallsStream = tokio_stream::Empty<Result<pb::WatchCallsResponse, Status>>;
+    type WatchCallsStream = Calls;
 
     async fn watch_calls(
         &self,
-        _: Request<pb::WatchCallsRequest>,
+        request: Request<pb::WatchCallsRequest>,
     ) -> Result<Response<Self::WatchCallsStream>, Status> {
-        Err(Status::unimplemented("not in this version"))
+        let filter = Filter::new(request.get_ref())?;
+        let calls = watch::calls(self.engine.watch(), filter, self.stop.clone());
+        Ok(Response::new(calls))
     }
 }
 

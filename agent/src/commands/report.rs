@@ -4,10 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, BUCKETS, Code};
 use serde::Serialize;
 
+use super::clean;
+use super::savings::{self, Savings};
 use crate::api::client;
 use crate::api::pb;
+use crate::durations::Durations as Histogram;
 
 /// Everything that an agent tells.
 #[derive(Debug, Serialize)]
@@ -42,10 +46,46 @@ pub struct Report {
     pub enforcement_failures: BTreeMap<String, u64>,
     /// Events of processes or calls that were lost.
     pub events_lost: u64,
+    /// Whether answers are followed; if not, no call is timed.
+    pub answers: bool,
+    /// How full the tap's maps are.
+    pub maps: Vec<MapFill>,
     /// What an operator should know, in sentences.
     pub warnings: Vec<String>,
+    /// What enforcement saves, or would, by workload.
+    pub savings: Vec<Savings>,
     /// Replicas on this node, and those that left lately.
     pub replicas: Vec<Replica>,
+}
+
+/// How full a map of the programs is.
+#[derive(Clone, Debug, Serialize)]
+pub struct MapFill {
+    /// Its name in the object.
+    pub name: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// Entries that it has room for.
+    pub max_entries: u64,
+}
+
+impl MapFill {
+    /// What an operator should know of it, if it is nearly full.
+    pub fn warning(&self) -> Option<String> {
+        let Self {
+            name,
+            entries,
+            max_entries,
+        } = self;
+        // In 128 bits it can't overflow, whatever the agent says.
+        let percent = (u128::from(*entries) * 100).checked_div((*max_entries).into())?;
+        (u128::from(*entries) * 100 > u128::from(*max_entries) * FULL).then(|| {
+            format!(
+                "map {} is {percent} % full ({entries} of {max_entries} entries)",
+                clean(name)
+            )
+        })
+    }
 }
 
 /// A mode set at run time, for the replicas that match all that isn't `null`.
@@ -138,6 +178,33 @@ pub struct Replica {
     pub unresolved: u64,
     /// Its connections.
     pub connections: Connections,
+    /// How long its calls took, by method and how they ended.
+    pub durations: Vec<Durations>,
+    /// The pending count that the source answered last; -1 if it said "unavailable", `null` before the first answer.
+    pub pending: Option<i64>,
+    /// When its first process was found and its last one ended, to reckon with.
+    #[serde(skip)]
+    pub lived: (Option<SystemTime>, Option<SystemTime>),
+}
+
+/// How long calls of one method took that ended in one way.
+#[derive(Debug, Serialize)]
+pub struct Durations {
+    /// Full path of the method.
+    pub method: String,
+    /// gRPC's name of the status, or `RESET`, `CONNECTION_LOST`, `UNRESOLVED`.
+    pub code: String,
+    /// How many.
+    pub count: u64,
+    /// Their mean; `null` where the agent's histogram can't be read.
+    pub mean_seconds: Option<f64>,
+    /// Half of them took less.
+    pub p50_seconds: Option<f64>,
+    /// 99 % of them took less.
+    pub p99_seconds: Option<f64>,
+    /// All that is known of them.
+    #[serde(skip)]
+    pub histogram: Histogram,
 }
 
 /// Calls of one method with one verdict.
@@ -157,7 +224,35 @@ impl Replica {
         let calls = self.calls.iter().filter(|calls| calls.verdict == verdict);
         calls.map(|calls| calls.count).sum()
     }
+
+    /// How long its calls took, of whatever method and however they ended.
+    pub fn took(&self) -> Histogram {
+        let mut all = Histogram::default();
+        for durations in &self.durations {
+            all.add(&durations.histogram);
+        }
+        all
+    }
+
+    /// How calls ended that didn't end well, and how many: `UNIMPLEMENTED 77, RESET 1`.
+    pub fn failures(&self) -> String {
+        let mut codes: BTreeMap<&str, u64> = BTreeMap::new();
+        for durations in &self.durations {
+            if durations.code != OK && durations.count > 0 {
+                *codes.entry(&durations.code).or_default() += durations.count;
+            }
+        }
+        let codes = codes
+            .iter()
+            .map(|(code, count)| format!("{} {count}", clean(code)));
+        codes.collect::<Vec<_>>().join(", ")
+    }
 }
+
+/// How a call ends that ends well.
+pub const OK: &str = Code::Ok.name();
+/// From how many percent on a map is nearly full.
+const FULL: u128 = 80;
 
 /// `admitted`, as [`Calls::verdict`] has it.
 pub const ADMITTED: &str = "admitted";
@@ -171,9 +266,22 @@ const UNKNOWN: &str = "unknown";
 impl Report {
     /// An agent's answers, at the time `now`.
     pub fn new(answers: client::Report, now: SystemTime) -> Self {
-        let client::Report { status, replicas } = answers;
+        let client::Report {
+            status,
+            replicas,
+            bucket_bounds,
+        } = answers;
         let mode = mode(status.mode());
+        // An agent of another version may have other buckets. What isn't ours can't be read.
+        let readable = bucket_bounds == BOUNDS_NS[..BOUNDS];
+        let replicas: Vec<Replica> = replicas
+            .into_iter()
+            .map(|of| replica(of, readable))
+            .collect();
         Self {
+            savings: savings::of(&replicas, now),
+            answers: status.answers,
+            maps: status.maps.into_iter().map(MapFill::from).collect(),
             agent: Agent {
                 version: status.version,
                 revision: status.revision,
@@ -203,7 +311,7 @@ impl Report {
                 .collect(),
             events_lost: status.events_lost,
             warnings: status.warnings,
-            replicas: replicas.into_iter().map(Replica::from).collect(),
+            replicas,
         }
     }
 }
@@ -240,39 +348,73 @@ impl From<pb::Program> for Program {
     }
 }
 
-impl From<pb::Replica> for Replica {
-    fn from(replica: pb::Replica) -> Self {
+impl From<pb::MapFill> for MapFill {
+    fn from(map: pb::MapFill) -> Self {
         Self {
-            kind: match replica.kind() {
-                pb::Kind::MonoVertex => "MonoVertex",
-                pb::Kind::Pipeline => "Pipeline",
-                pb::Kind::Unspecified => UNKNOWN,
-            },
-            mode: mode(replica.mode()),
-            namespace: replica.namespace,
-            workload: replica.workload,
-            vertex: replica.vertex,
-            pod: replica.pod,
-            replica: replica.replica,
-            pids: replica.pids,
-            since: replica.since.map(|time| time.to_string()),
-            gone: replica.gone.map(|time| time.to_string()),
-            calls: replica.calls.into_iter().map(Calls::from).collect(),
-            unresolved: replica.unresolved,
-            connections: connections(replica.connections),
+            name: map.name,
+            entries: map.entries,
+            max_entries: map.max_entries,
         }
     }
+}
+
+fn replica(replica: pb::Replica, readable: bool) -> Replica {
+    let time = |time: Option<prost_types::Timestamp>| time.and_then(|time| time.try_into().ok());
+    Replica {
+        kind: kind(replica.kind()),
+        mode: mode(replica.mode()),
+        namespace: replica.namespace,
+        workload: replica.workload,
+        vertex: replica.vertex,
+        pod: replica.pod,
+        replica: replica.replica,
+        pids: replica.pids,
+        lived: (time(replica.since), time(replica.gone)),
+        since: replica.since.map(|time| time.to_string()),
+        gone: replica.gone.map(|time| time.to_string()),
+        calls: replica.calls.into_iter().map(Calls::from).collect(),
+        unresolved: replica.unresolved,
+        connections: connections(replica.connections),
+        durations: replica
+            .durations
+            .into_iter()
+            .map(|of| durations(of, readable))
+            .collect(),
+        pending: replica.pending,
+    }
+}
+
+fn durations(durations: pb::Durations, readable: bool) -> Durations {
+    let count = durations.buckets.iter().sum();
+    let histogram = Some(&durations)
+        .filter(|_| readable)
+        .and_then(histogram)
+        .unwrap_or_default();
+    let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+    Durations {
+        count,
+        mean_seconds: seconds(histogram.mean()),
+        p50_seconds: seconds(histogram.quantile(0.5)),
+        p99_seconds: seconds(histogram.quantile(0.99)),
+        histogram,
+        method: durations.method,
+        code: durations.code,
+    }
+}
+
+/// An agent's histogram, if it has no more buckets than there are.
+fn histogram(durations: &pb::Durations) -> Option<Histogram> {
+    let mut buckets = [0; BUCKETS];
+    buckets
+        .get_mut(..durations.buckets.len())?
+        .copy_from_slice(&durations.buckets);
+    Some(Histogram::new(buckets, durations.sum_nanoseconds))
 }
 
 impl From<pb::Calls> for Calls {
     fn from(calls: pb::Calls) -> Self {
         Self {
-            verdict: match calls.verdict() {
-                pb::Verdict::Admitted => ADMITTED,
-                pb::Verdict::WouldReject => WOULD_REJECT,
-                pb::Verdict::Rejected => REJECTED,
-                pb::Verdict::Unspecified => UNKNOWN,
-            },
+            verdict: verdict(calls.verdict()),
             method: calls.method,
             count: calls.count,
         }
@@ -286,6 +428,25 @@ fn connections(connections: Option<pb::Connections>) -> Connections {
         latched: connections.latched,
         gated: connections.gated,
     })
+}
+
+/// The name of a verdict.
+pub fn verdict(verdict: pb::Verdict) -> &'static str {
+    match verdict {
+        pb::Verdict::Admitted => ADMITTED,
+        pb::Verdict::WouldReject => WOULD_REJECT,
+        pb::Verdict::Rejected => REJECTED,
+        pb::Verdict::Unspecified => UNKNOWN,
+    }
+}
+
+/// The name of a kind of workload.
+pub fn kind(kind: pb::Kind) -> &'static str {
+    match kind {
+        pb::Kind::MonoVertex => "MonoVertex",
+        pb::Kind::Pipeline => "Pipeline",
+        pb::Kind::Unspecified => UNKNOWN,
+    }
 }
 
 /// The name of a mode.

@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::CellAlignment;
 
-use super::report::{ADMITTED, REJECTED, Replica, Report, WOULD_REJECT};
-use super::{block_on, clean, complain, duration, print, table};
+use super::report::{ADMITTED, MapFill, REJECTED, Replica, Report, WOULD_REJECT};
+use super::savings::Savings;
+use super::{block_on, clean, complain, duration, pending, print, table, took_or_dash, workload};
 use crate::api::client;
 use crate::cli::ReportArgs;
 
@@ -37,13 +38,31 @@ fn text(arguments: &ReportArgs) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The report for people, made to fit into 80 columns as long as names are short.
+/// The report for people, made to fit into 100 columns as long as names are short.
 fn render(report: &Report, out: &mut String) -> fmt::Result {
     head(report, out)?;
     if report.replicas.is_empty() {
         return writeln!(out, "\nno source replica on this node");
     }
-    replicas(&report.replicas, out)
+    replicas(&report.replicas, out)?;
+    savings(&report.savings, out)
+}
+
+/// What enforcement saves, or would, where there is anything to save.
+fn savings(savings: &[Savings], out: &mut String) -> fmt::Result {
+    let mut lines = String::new();
+    for of in savings {
+        let name = workload(&of.namespace, &of.workload, &of.vertex);
+        for (what, saving) in [("would save", of.would_save), ("saves", of.saves)] {
+            if let Some(saving) = saving {
+                writeln!(lines, "{what:<12} {name}: {}", saving.text())?;
+            }
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    write!(out, "\n{lines}")
 }
 
 fn head(report: &Report, out: &mut String) -> fmt::Result {
@@ -85,6 +104,9 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     }
     reasons(out, "unparsed     ", &report.unparsed)?;
     reasons(out, "not rejected ", &report.enforcement_failures)?;
+    if !report.answers {
+        writeln!(out, "answers      not followed: no call is timed")?;
+    }
     if report.events_lost > 0 {
         writeln!(out, "events lost  {}", report.events_lost)?;
     }
@@ -100,6 +122,9 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
                 clean(error)
             )?;
         }
+    }
+    for warning in report.maps.iter().filter_map(MapFill::warning) {
+        writeln!(out, "warning: {warning}")?;
     }
     for warning in &report.warnings {
         writeln!(out, "warning: {}", clean(warning))?;
@@ -132,21 +157,21 @@ struct Group<'a> {
 
 impl fmt::Display for Group<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", clean(self.namespace), clean(self.workload))?;
-        if !self.vertex.is_empty() {
-            write!(f, "/{}", clean(self.vertex))?;
-        }
-        write!(f, " ({}), mode {}", self.kind, self.mode)
+        let name = workload(self.namespace, self.workload, self.vertex);
+        write!(f, "{name} ({}), mode {}", self.kind, self.mode)
     }
 }
 
-const HEADER: [&str; 7] = [
+const HEADER: [&str; 10] = [
     "REPLICA",
     "ADMITTED",
     "WOULD_REJECT",
     "REJECTED",
     "UNRESOLVED",
     "CONNS",
+    "P50",
+    "P99",
+    "PENDING",
     "POD",
 ];
 
@@ -165,8 +190,12 @@ fn replicas(replicas: &[Replica], out: &mut String) -> fmt::Result {
     // One table, so that all groups have the same columns; then their headings in between its lines.
     let mut table = table();
     table.set_header(HEADER);
-    for column in table.column_iter_mut().take(HEADER.len() - 1) {
-        column.set_cell_alignment(CellAlignment::Right);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        // One space between columns: there are many.
+        column.set_padding((1, 0));
+        if i < HEADER.len() - 1 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
     for group in groups.values_mut() {
         // Unknown ones come last.
@@ -180,14 +209,20 @@ fn replicas(replicas: &[Replica], out: &mut String) -> fmt::Result {
     writeln!(out, "\n{}", header.trim_end())?;
     for (group, members) in &groups {
         writeln!(out, "{group}")?;
-        for line in lines.by_ref().take(members.len()) {
+        // In this order: what is asked first is asked once more than there are members.
+        for (replica, line) in members.iter().zip(lines.by_ref()) {
             writeln!(out, "{}", line.trim_end())?;
+            let failures = replica.failures();
+            if !failures.is_empty() {
+                writeln!(out, "{:>8} ended {failures}", "")?;
+            }
         }
     }
     Ok(())
 }
 
-fn row(replica: &Replica) -> [String; 7] {
+fn row(replica: &Replica) -> [String; 10] {
+    let took = replica.took();
     let number = match replica.replica {
         Some(number) => number.to_string(),
         None => "unknown".to_owned(),
@@ -204,6 +239,9 @@ fn row(replica: &Replica) -> [String; 7] {
             0 => connections.to_string(),
             latched => format!("{connections} ({latched} latched)"),
         },
+        took_or_dash(took.quantile(0.5)),
+        took_or_dash(took.quantile(0.99)),
+        pending(replica.pending),
         match replica.gone {
             Some(_) => format!("{pod} (gone)"),
             None => pod.into_owned(),
@@ -218,7 +256,11 @@ mod tests {
     use crate::api::server::serve;
     use crate::api::socket::ApiSocket;
     use crate::engine::{Handle, fake};
-    use crate::model::{Kind, Mode, ModeOverride, Replica as Number, Snapshot, Verdict};
+    use crate::model::{
+        Kind, MapFill as Fill, Mode, ModeOverride, Replica as Number, ReplicaStatus, Snapshot,
+        Verdict,
+    };
+    use agent_common::abi::answers::Code;
     use tokio_util::sync::CancellationToken;
 
     /// The whole way: engine, server, socket, client, report.
@@ -240,6 +282,14 @@ mod tests {
         .unwrap()
     }
 
+    /// Calls that ended so, after so many µs.
+    fn answered(replica: &mut ReplicaStatus, code: Code, micros: &[u64]) {
+        let durations = replica.durations.entry((0, code)).or_default();
+        for &micros in micros {
+            durations.record(Duration::from_micros(micros));
+        }
+    }
+
     fn rendered(snapshot: Snapshot) -> String {
         let mut text = String::new();
         render(&report(snapshot), &mut text).unwrap();
@@ -256,6 +306,14 @@ mod tests {
         vertex.mode = Mode::Off;
         vertex.gone = Some(SystemTime::UNIX_EPOCH);
         vertex.unresolved = 3;
+        answered(
+            &mut snapshot.replicas[0],
+            Code::Ok,
+            &[3_000, 3_200, 3_400, 5_600],
+        );
+        answered(&mut snapshot.replicas[1], Code::Cancelled, &[1_000]);
+        snapshot.replicas[0].pending = Some(42);
+        snapshot.replicas[2].pending = Some(-1);
         snapshot.replicas.insert(0, vertex);
         let text = rendered(snapshot);
         let expected = format!(
@@ -267,13 +325,16 @@ no enforcer  not tried
 warning: exit_sendto isn't attached to syscalls/sys_exit_sendto: no such tracepoint
 warning: beware
 
- REPLICA  ADMITTED  WOULD_REJECT  REJECTED  UNRESOLVED  CONNS  POD
+ REPLICA ADMITTED WOULD_REJECT REJECTED UNRESOLVED CONNS    P50    P99 PENDING POD
 payments/orders (MonoVertex), mode audit
-       0         9             0         0           0      1  orders-mv-0-abcde
-       1         0             8         0           0      1  orders-mv-1-abcde
- unknown         7             0         0           0      1  orders-mv-unknown-abcde
+       0        9            0        0          0     1 3.35ms 5.58ms      42 orders-mv-0-abcde
+       1        0            8        0          0     1  950µs  999µs       - orders-mv-1-abcde
+         ended CANCELLED 1
+ unknown        7            0        0          0     1      -      -     n/a orders-mv-unknown-abcde
 payments/orders/in (Pipeline), mode off
-      10         0        123456         0           3      1  orders-mv-10-abcde (gone)
+      10        0       123456        0          3     1      -      -       - orders-mv-10-abcde (gone)
+
+would save   payments/orders: 230 calls an hour, 876ms of the source's time
 ",
             crate::version::VERSION
         );
@@ -288,12 +349,16 @@ payments/orders/in (Pipeline), mode off
             "{quiet}"
         );
         assert!(!quiet.contains("unparsed") && !quiet.contains("events lost"));
+        assert!(!quiet.contains("answers"), "{quiet}");
         let mut snapshot = fake::empty();
+        snapshot.answers = false;
         snapshot.events_lost = 2;
         snapshot.unparsed = vec![(agent_common::abi::Reason::Tls, 3)];
         let text = rendered(snapshot);
         assert!(
-            text.contains("unparsed     tls 3\nevents lost  2\n"),
+            text.contains(
+                "unparsed     tls 3\nanswers      not followed: no call is timed\nevents lost  2\n"
+            ),
             "{text}"
         );
     }
@@ -329,7 +394,8 @@ payments/orders/in (Pipeline), mode off
             "at run time  mode off, pod x\u{fffd}\n",
             "not rejected candidate 3\n",
             "payments/orders (MonoVertex), mode enforce\n",
-            "         8        77           0  1 (1 latched)  orders-mv-1-abcde\n",
+            "         8       77          0 1 (1 latched)   - ",
+            "saves        payments/orders: 2218 calls an hour\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
@@ -350,6 +416,96 @@ payments/orders/in (Pipeline), mode off
     }
 
     #[test]
+    fn maps_that_are_nearly_full_are_a_warning() {
+        let mut snapshot = fake::empty();
+        let map = |name, entries, max_entries| Fill {
+            name,
+            entries,
+            max_entries,
+        };
+        snapshot.maps = vec![map("A", 80, 100), map("B", 807, 1000), map("C", 0, 0)];
+        let text = rendered(snapshot.clone());
+        assert!(
+            text.contains("warning: map B is 80 % full (807 of 1000 entries)\n"),
+            "{text}"
+        );
+        assert!(!text.contains("map A") && !text.contains("map C"), "{text}");
+        let json = serde_json::to_value(report(snapshot)).unwrap();
+        assert_eq!(
+            json["maps"][0],
+            serde_json::json!({"name": "A", "entries": 80, "max_entries": 100})
+        );
+        assert_eq!(json["maps"][2]["name"], "C");
+    }
+
+    /// Everything in an hour, so that rates are counts.
+    fn hour(snapshot: &mut Snapshot) {
+        for replica in &mut snapshot.replicas {
+            replica.since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_125 - 3_600);
+        }
+    }
+
+    #[test]
+    fn savings_are_reckoned_from_what_was_measured() {
+        let mut snapshot = fake::three();
+        hour(&mut snapshot);
+        let mut second = fake::replica(Number::Number(2), 12);
+        second.since = snapshot.replicas[0].since + Duration::from_secs(1_800);
+        second.calls.insert((0, Verdict::Rejected), 30);
+        snapshot.replicas.push(second);
+        // Neither of the two lets anybody know what an hour of it would be.
+        let mut gone = fake::replica(Number::Number(3), 1_000);
+        gone.gone = Some(SystemTime::UNIX_EPOCH);
+        let mut new = fake::replica(Number::Number(4), 1_000);
+        new.since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_124);
+        let mut ahead = new.clone();
+        ahead.since += Duration::from_secs(100_000);
+        snapshot.replicas.extend([gone, new, ahead]);
+        let mut other = fake::replica(Number::Number(0), 5);
+        other.identity.workload = "zeros".to_owned();
+        snapshot.replicas.push(other);
+        let json = serde_json::to_value(report(snapshot.clone())).unwrap();
+        let expected = serde_json::json!([
+            {
+                "namespace": "payments", "kind": "MonoVertex", "workload": "orders", "vertex": "",
+                "would_save": {"calls_per_hour": 32.0, "source_seconds_per_hour": null},
+                "saves": {"calls_per_hour": 60.0, "source_seconds_per_hour": null},
+            },
+            {
+                "namespace": "payments", "kind": "MonoVertex", "workload": "zeros", "vertex": "",
+                "would_save": null, "saves": null,
+            },
+        ]);
+        assert_eq!(json["savings"], expected, "without a duration no time");
+        // What ends otherwise doesn't count, nor does another workload's.
+        answered(&mut snapshot.replicas[0], Code::Ok, &[250_000, 750_000]);
+        answered(&mut snapshot.replicas[1], Code::Unimplemented, &[100; 9]);
+        answered(snapshot.replicas.last_mut().unwrap(), Code::Ok, &[9; 9]);
+        let report = report(snapshot);
+        let [orders, _] = &report.savings[..] else {
+            panic!("two")
+        };
+        let seconds = |saving: Option<super::super::savings::Saving>| {
+            saving.and_then(|saving| saving.source_seconds_per_hour)
+        };
+        assert_eq!(seconds(orders.would_save), Some(16.0));
+        assert_eq!(seconds(orders.saves), Some(30.0));
+        let mut text = String::new();
+        render(&report, &mut text).unwrap();
+        assert!(
+            text.ends_with(
+                "\nwould save   payments/orders: 32 calls an hour, 16.0s of the source's time\n\
+                 saves        payments/orders: 60 calls an hour, 30.0s of the source's time\n"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("\n         ended UNIMPLEMENTED 9\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn names_from_pods_cant_touch_the_terminal() {
         let mut snapshot = fake::three();
         snapshot.replicas[0].identity.pod = "a\u{1b}[2J".to_owned();
@@ -367,6 +523,8 @@ payments/orders/in (Pipeline), mode off
     fn everything_is_in_the_json() {
         let mut snapshot = fake::three();
         snapshot.replicas[1].gone = Some(SystemTime::UNIX_EPOCH);
+        snapshot.replicas[1].pending = Some(7);
+        answered(&mut snapshot.replicas[1], Code::Ok, &[1_000, 5_000]);
         let json = serde_json::to_value(report(snapshot)).unwrap();
         assert_eq!(json["agent"]["pid"], 42);
         assert_eq!(json["agent"]["uptime_seconds"], 125);
@@ -395,5 +553,17 @@ payments/orders/in (Pipeline), mode off
         assert_eq!(replica["calls"][0]["verdict"], "would_reject");
         assert_eq!(replica["calls"][0]["count"], 8);
         assert_eq!(json["replicas"][2]["replica"], serde_json::Value::Null);
+        assert_eq!(json["answers"], true);
+        assert_eq!(json["maps"][0]["name"], "TARGETS");
+        assert_eq!(json["savings"][0]["workload"], "orders");
+        assert_eq!(replica["pending"], 7);
+        assert_eq!(replica["durations"][0]["method"], fake::PENDING);
+        assert_eq!(replica["durations"][0]["code"], "OK");
+        assert_eq!(replica["durations"][0]["count"], 2);
+        assert_eq!(replica["durations"][0]["mean_seconds"], 0.003);
+        for quantile in ["p50_seconds", "p99_seconds"] {
+            let seconds = replica["durations"][0][quantile].as_f64().unwrap();
+            assert!((0.001..0.006).contains(&seconds), "{quantile} {seconds}");
+        }
     }
 }
