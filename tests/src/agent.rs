@@ -283,6 +283,32 @@ impl Scrape {
         sum
     }
 
+    /// How many calls of PendingFn were timed for a replica of this number and workload, by how they ended.
+    pub fn timed(&self, workload: &str, replica: u32, method: &str) -> BTreeMap<String, u64> {
+        let replica = replica.to_string();
+        let is = |sample: &prometheus_parse::Sample, name, value: &str| {
+            sample.labels.get(name) == Some(value)
+        };
+        self.samples
+            .iter()
+            .filter(|sample| sample.metric == "pendguard_call_duration_seconds_count")
+            .filter(|sample| {
+                is(sample, "workload", workload)
+                    && is(sample, "replica", &replica)
+                    && is(sample, "method", method)
+            })
+            .filter_map(|sample| {
+                let count = match sample.value {
+                    prometheus_parse::Value::Untyped(n)
+                    | prometheus_parse::Value::Counter(n)
+                    | prometheus_parse::Value::Gauge(n) => n as u64,
+                    _ => return None,
+                };
+                Some((sample.labels.get("code")?.to_owned(), count))
+            })
+            .collect()
+    }
+
     /// PendingFn calls of a replica with a verdict; 0 where there are none.
     pub fn pending(&self, pod: &str, verdict: &str) -> u64 {
         let labels = [("pod", pod), ("method", PENDING), ("verdict", verdict)];

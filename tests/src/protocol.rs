@@ -135,6 +135,9 @@ pub struct Called {
     pub values: Tally,
     /// Time from the first call's start to the last one's end.
     pub seconds: f64,
+    /// The median and the 99th percentile of how long a call took, in seconds; only tonic's client tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantiles: Option<(f64, f64)>,
 }
 
 impl Called {
@@ -383,6 +386,7 @@ mod tests {
             errors: Tally::from([("UNIMPLEMENTED".to_owned(), 2)]),
             values: Tally::from([("42".to_owned(), 1)]),
             seconds: 0.5,
+            quantiles: None,
         });
         assert_eq!(
             serde_json::to_string(&called).unwrap(),

@@ -113,7 +113,7 @@ async fn with_and_without_tracefs() -> Result<()> {
         .await?;
         let status: serde_json::Value = serde_json::from_slice(&status)?;
         let programs = status["programs"].as_array().context("no programs")?;
-        ensure!(programs.len() == 11, "{programs:?}");
+        ensure!(programs.len() == 15, "{programs:?}");
         ensure!(
             programs.iter().all(|p| p["attached"] == true),
             "{programs:?}"

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Parser};
@@ -19,6 +20,9 @@ struct Arguments {
     /// Unary calls in flight
     #[arg(long, default_value_t = 16)]
     concurrency: usize,
+    /// Give each call of PendingFn up after so many milliseconds
+    #[arg(long, value_name = "MS")]
+    give_up: Option<u64>,
     /// Records of a read request
     #[arg(long, default_value_t = 500)]
     batch: u64,
@@ -59,6 +63,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         channel,
         arguments.concurrency.max(1),
         arguments.batch.max(1),
+        arguments.give_up.map(Duration::from_millis),
     );
     let mut lines = lines::stdin();
     while let Some(line) = lines.recv().await {

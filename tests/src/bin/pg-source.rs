@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use pendguard_tests::lines;
 use pendguard_tests::protocol::{self, Event, Listening};
@@ -32,6 +33,9 @@ struct Arguments {
     /// What PendingFn answers; negative: not available [default: what is left of --total]
     #[arg(long, allow_negative_numbers = true)]
     pending_value: Option<i64>,
+    /// How long PendingFn's handler takes, in milliseconds: from MIN to MAX, evenly
+    #[arg(long, value_name = "MIN-MAX")]
+    pending_delay: Option<Range>,
     /// Messages there are: a number, or unbounded
     #[arg(long, default_value = "unbounded")]
     total: Total,
@@ -41,6 +45,19 @@ struct Arguments {
     /// Leave message N out, to prove that clients notice
     #[arg(long, value_name = "N")]
     lose: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Range(Duration, Duration);
+
+impl FromStr for Range {
+    type Err = anyhow::Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        let (least, most) = word.split_once('-').context("no - in it")?;
+        let millis = |number: &str| Ok::<_, Self::Err>(Duration::from_millis(number.parse()?));
+        Ok(Self(millis(least)?, millis(most)?))
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +84,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         message_bytes: arguments.message_bytes,
         total: arguments.total.0,
         pending: arguments.pending_value,
+        pending_delay: arguments.pending_delay.map(|Range(least, most)| (least, most)),
         faults: Faults {
             corrupt: arguments.corrupt,
             lose: arguments.lose,

@@ -42,9 +42,14 @@ pub const fn code_name(code: Code) -> &'static str {
     }
 }
 
+/// What a call that was given up counts as.
+pub const GIVEN_UP: &str = "GIVEN_UP";
+
 /// How calls ended.
 #[derive(Debug, Default)]
 pub struct Outcomes {
+    /// How long they took, in seconds.
+    pub seconds: Vec<f64>,
     /// OK answers.
     pub ok: u64,
     /// Other statuses.
@@ -67,6 +72,7 @@ impl Outcomes {
 
     fn merge(&mut self, other: Self) {
         self.ok += other.ok;
+        self.seconds.extend(other.seconds);
         for (mine, theirs) in [
             (&mut self.errors, other.errors),
             (&mut self.values, other.values),
@@ -140,6 +146,7 @@ pub async fn call(
     callee: Callee,
     count: u64,
     concurrency: usize,
+    give_up: Option<Duration>,
 ) -> Result<Called> {
     let start = Instant::now();
     let taken = Arc::new(AtomicU64::new(0));
@@ -150,7 +157,17 @@ pub async fn call(
         tasks.spawn(async move {
             let mut outcomes = Outcomes::default();
             while taken.fetch_add(1, Relaxed) < count {
-                outcomes.add(callee.call(&channel).await);
+                let begun = Instant::now();
+                let call = callee.call(&channel);
+                match give_up {
+                    None => outcomes.add(call.await),
+                    // A call that is dropped is reset.
+                    Some(limit) => match tokio::time::timeout(limit, call).await {
+                        Ok(outcome) => outcomes.add(outcome),
+                        Err(_) => *outcomes.errors.entry(GIVEN_UP.to_owned()).or_default() += 1,
+                    },
+                }
+                outcomes.seconds.push(begun.elapsed().as_secs_f64());
             }
             outcomes
         });
@@ -159,13 +176,24 @@ pub async fn call(
     while let Some(task) = tasks.join_next().await {
         outcomes.merge(task?);
     }
+    outcomes.seconds.sort_unstable_by(f64::total_cmp);
     Ok(Called {
         method: callee.name().to_owned(),
+        quantiles: quantiles(&outcomes.seconds),
         ok: outcomes.ok,
         errors: outcomes.errors,
         values: outcomes.values,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// The median and the 99th percentile of sorted numbers.
+fn quantiles(sorted: &[f64]) -> Option<(f64, f64)> {
+    let at = |q: f64| {
+        let rank = (sorted.len() as f64 * q) as usize;
+        sorted.get(rank.min(sorted.len().checked_sub(1)?)).copied()
+    };
+    Some((at(0.5)?, at(0.99)?))
 }
 
 /// PendingFn at an interval, as the data plane calls it.

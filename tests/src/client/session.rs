@@ -10,7 +10,7 @@ use super::calls::{self, Callee, Ticker};
 use super::connect;
 use crate::payload::Verifier;
 use crate::proto::source_client::SourceClient;
-use crate::protocol::{Command, Event};
+use crate::protocol::{Called, Command, Event};
 
 /// A connected client and what it does in the background.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub struct Session {
     client: SourceClient<Channel>,
     concurrency: usize,
     batch: u64,
+    give_up: Option<Duration>,
     background: Option<Background>,
     ticker: Option<Ticker>,
     /// Where the last background stopped.
@@ -28,16 +29,26 @@ pub struct Session {
 impl Session {
     /// A session that does nothing yet.
     #[must_use]
-    pub fn new(channel: Channel, concurrency: usize, batch: u64) -> Self {
+    pub fn new(
+        channel: Channel,
+        concurrency: usize,
+        batch: u64,
+        give_up: Option<Duration>,
+    ) -> Self {
         Self {
             client: connect::client(channel.clone()),
             channel,
             concurrency,
             batch,
+            give_up,
             background: None,
             ticker: None,
             verifier: Verifier::default(),
         }
+    }
+
+    async fn call(&self, callee: Callee, count: u64) -> Result<Called> {
+        calls::call(&self.channel, callee, count, self.concurrency, self.give_up).await
     }
 
     /// Does what a command says; `None` for [`Command::Quit`].
@@ -48,11 +59,11 @@ impl Session {
         Ok(Some(match command {
             Command::Call { method, count } => {
                 let callee = Callee::Method(method);
-                Event::Called(calls::call(&self.channel, callee, count, self.concurrency).await?)
+                Event::Called(self.call(callee, count).await?)
             }
             Command::CallPath { path, count } => {
                 let callee = Callee::Path(path.parse().context("the path")?);
-                Event::Called(calls::call(&self.channel, callee, count, self.concurrency).await?)
+                Event::Called(self.call(callee, count).await?)
             }
             Command::BackgroundOn { rate } => {
                 ensure!(self.background.is_none(), "the background is on already");

@@ -66,6 +66,8 @@ pub struct ClientOptions {
     pub concurrency: Option<usize>,
     /// Records of a read request; `None` is the program's default.
     pub batch: Option<u64>,
+    /// When calls of a `call` command are given up, in milliseconds. Only tonic's client does that.
+    pub give_up: Option<u64>,
     /// How long a command may take; `call` gets more for each call.
     pub limit: Duration,
     /// The process.
@@ -77,6 +79,7 @@ impl Default for ClientOptions {
         Self {
             concurrency: None,
             batch: None,
+            give_up: None,
             limit: ANSWER_LIMIT,
             launch: Launch::default(),
         }
@@ -104,6 +107,7 @@ impl ClientOptions {
         };
         option("--concurrency", self.concurrency.map(|n| n.to_string()));
         option("--batch", self.batch.map(|n| n.to_string()));
+        option("--give-up", self.give_up.map(|n| n.to_string()));
         arguments
     }
 }

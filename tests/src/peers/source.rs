@@ -75,6 +75,8 @@ pub struct SourceOptions {
     pub message_bytes: Option<usize>,
     /// What PendingFn answers; `None` is what is left of `total`, or "not available".
     pub pending_value: Option<i64>,
+    /// How long PendingFn's handler takes, at least and at most, in milliseconds. *Rust*
+    pub pending_delay: Option<(u64, u64)>,
     /// Messages there are; `None` is without end. *Rust*
     pub total: Option<u64>,
     /// Damage done on purpose. *Rust*
@@ -93,6 +95,7 @@ impl SourceOptions {
             also_tcp: false,
             message_bytes: None,
             pending_value: None,
+            pending_delay: None,
             total: None,
             faults: Faults::default(),
             launch: Launch::default(),
@@ -120,6 +123,9 @@ impl SourceOptions {
         }
         if let Some(value) = self.pending_value {
             option("--pending-value", value.to_string());
+        }
+        if let Some((least, most)) = self.pending_delay {
+            option("--pending-delay", format!("{least}-{most}"));
         }
         if let Some(total) = self.total {
             option("--total", total.to_string());

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::Utc;
 use numaflow::source::{Message, NackOffset, Offset, SourceReadRequest, Sourcer};
@@ -23,6 +24,8 @@ pub struct Options {
     pub total: Option<u64>,
     /// What PendingFn answers; `None`: what is left of `total`.
     pub pending: Option<i64>,
+    /// How long the handler of PendingFn takes at least and at most; each call takes another time, spread evenly.
+    pub pending_delay: Option<(Duration, Duration)>,
     /// What goes wrong.
     pub faults: Faults,
 }
@@ -217,6 +220,15 @@ impl Generator {
         }
     }
 
+    /// How long this call of PendingFn takes: multiples of the golden ratio lie evenly, however many there are.
+    fn delay(&self, call: u64) -> Duration {
+        let Some((least, most)) = self.options.pending_delay else {
+            return Duration::ZERO;
+        };
+        let part = (call as f64 * 0.618_033_988_749_895).fract();
+        least + most.saturating_sub(least).mul_f64(part)
+    }
+
     /// `None`: not known, which the SDK answers as -1.
     fn backlog(&self) -> Option<usize> {
         self.counters.pending.fetch_add(1, Relaxed);
@@ -247,7 +259,10 @@ impl Sourcer for Shared {
     }
 
     async fn pending(&self) -> Option<usize> {
-        self.0.backlog()
+        let call = self.0.counters.pending.load(Relaxed);
+        let answer = self.0.backlog();
+        tokio::time::sleep(self.0.delay(call)).await;
+        answer
     }
 
     async fn active_partitions(&self) -> Option<Vec<i32>> {
@@ -292,6 +307,7 @@ mod tests {
                 message_bytes: 64,
                 total,
                 pending,
+                pending_delay: None,
                 faults: Faults::default(),
             })
             .backlog()

@@ -1,0 +1,278 @@
+//! What the agent tells of answers: how calls end, how long they take, and what a source says is pending.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use pendguard_tests::agent::{Agent, PENDING, binary};
+use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceKind, SourceOptions};
+use pendguard_tests::protocol::Method;
+use pendguard_tests::replica::{Replica, client_options, source_options};
+use pendguard_tests::scale::amount;
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
+use pendguard_tests::{agent::Pod, scale};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+/// A method that no source has.
+const MISSING: &str = "/source.v1.Source/Nothing";
+/// What the sources say is pending.
+const VALUE: i64 = 1_234_567_890_123;
+/// Messages a second beside the calls.
+const RATE: u64 = 1_000;
+
+/// The watched methods.
+fn config(directory: &TempDir) -> Result<String> {
+    let path = directory.path().join("pendguard.toml");
+    std::fs::write(&path, format!("methods = [{PENDING:?}, {MISSING:?}]"))?;
+    Ok(path.to_str().context("a path in UTF-8")?.to_owned())
+}
+
+/// A pod of which the test says more than [`Replica`] does.
+struct Custom {
+    pod: Pod,
+    source: Source,
+    client: Client,
+    _directory: TempDir,
+}
+
+impl Custom {
+    async fn start(
+        workload: &str,
+        kind: ClientKind,
+        source: impl FnOnce(&mut SourceOptions),
+        client: impl FnOnce(&mut ClientOptions),
+    ) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let pod = Pod::mono_vertex(workload, "1");
+        let mut options = source_options(&directory, SourceKind::Rust, &pod);
+        source(&mut options);
+        let running = Source::start(&options).await?;
+        let mut options = client_options(&pod);
+        client(&mut options);
+        let client = Client::start(kind, &running.unix(), &options).await?;
+        Ok(Self {
+            pod,
+            source: running,
+            client,
+            _directory: directory,
+        })
+    }
+}
+
+fn by_code<const N: usize>(codes: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    codes.map(|(code, n)| (code.to_owned(), n)).into()
+}
+
+/// Every call ends with the status that its client saw, and once; the value is the source's. Beside them messages are read, and
+/// IsReady is called.
+async fn codes_and_values(kind: ClientKind) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let agent = Agent::start(&["--config", &config(&directory)?]).await?;
+    let workload = format!("answers-{kind}");
+    let calls = scale::calls() / 2;
+    let value = |options: &mut SourceOptions| options.pending_value = Some(VALUE);
+    let mut pod = Custom::start(&workload, kind, value, |_| {}).await?;
+    pod.client.background_on(RATE).await?;
+    let ok = pod.client.call(Method::PendingFn, calls).await?;
+    ensure!(ok.statuses() == by_code([("OK", calls)]), "{ok:?}");
+    ensure!(ok.values == by_code([(&*VALUE.to_string(), calls)]), "{ok:?}");
+    let refused = pod.client.call_path(MISSING, calls / 10).await?;
+    ensure!(
+        refused.statuses() == by_code([("UNIMPLEMENTED", calls / 10)]),
+        "{refused:?}"
+    );
+    let background = pod.client.background_off().await?;
+    ensure!(background.intact && background.errors.is_empty(), "{background:?}");
+    let scrape = agent
+        .until("every call has ended", |scrape| {
+            let timed = |method| -> u64 { scrape.timed(&workload, 1, method).values().sum() };
+            timed(PENDING) >= calls && timed(MISSING) >= calls / 10
+        })
+        .await?;
+    ensure!(
+        scrape.timed(&workload, 1, PENDING) == by_code([("OK", calls)]),
+        "{scrape:?}"
+    );
+    ensure!(
+        scrape.timed(&workload, 1, MISSING) == by_code([("UNIMPLEMENTED", calls / 10)]),
+        "{scrape:?}"
+    );
+    let pending = scrape.sum("pendguard_source_pending", &[("workload", &workload)]);
+    ensure!(pending == Some(VALUE.unsigned_abs()), "{scrape:?}");
+    let unparsed = scrape.unparsed();
+    ensure!(unparsed.is_empty(), "{unparsed:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tonic_s_calls_end_as_it_sees_them() -> Result<()> {
+    codes_and_values(ClientKind::Tonic).await
+}
+
+#[tokio::test]
+async fn grpc_go_s_calls_end_as_it_sees_them() -> Result<()> {
+    codes_and_values(ClientKind::GrpcGo).await
+}
+
+#[tokio::test]
+async fn c_core_s_calls_end_as_it_sees_them() -> Result<()> {
+    codes_and_values(ClientKind::GrpcCore).await
+}
+
+#[tokio::test]
+async fn grpc_js_s_calls_end_as_it_sees_them() -> Result<()> {
+    codes_and_values(ClientKind::GrpcJs).await
+}
+
+/// The SDKs' servers spell statuses and split messages each in its own way.
+#[tokio::test]
+async fn every_server_s_answers_are_understood() -> Result<()> {
+    for source in [SourceKind::Python, SourceKind::Node, SourceKind::Go] {
+        let agent = Agent::start(&[]).await?;
+        let calls = scale::calls() / 20;
+        let workload = format!("servers-{source}");
+        let mut replica = Replica::start(&workload, 1, ClientKind::Tonic, source).await?;
+        let called = replica.client.call(Method::PendingFn, calls).await?;
+        let scrape = agent
+            .until("every call has ended", |scrape| {
+                scrape.timed(&workload, 1, PENDING).values().sum::<u64>() >= calls
+            })
+            .await?;
+        ensure!(
+            scrape.timed(&workload, 1, PENDING) == called.statuses(),
+            "{source}: {called:?}, {scrape:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Durations are those that the client measured itself, within 5 %.
+#[tokio::test]
+async fn durations_are_the_client_s_own() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let calls = amount(2_000, 200);
+    let slow = |options: &mut SourceOptions| options.pending_delay = Some((5, 50));
+    let mut pod = Custom::start("durations", ClientKind::Tonic, slow, |_| {}).await?;
+    let called = pod.client.call(Method::PendingFn, calls).await?;
+    let (median, most) = called.quantiles.context("no quantiles")?;
+    agent
+        .until("every call has ended", |scrape| {
+            scrape.timed("durations", 1, PENDING).values().sum::<u64>() >= calls
+        })
+        .await?;
+    let status = agent.status().await?;
+    let replica = &status["replicas"][0];
+    for (name, own) in [("p50_seconds", median), ("p99_seconds", most)] {
+        let told = replica[name].as_f64().with_context(|| format!("{name}: {replica}"))?;
+        ensure!(
+            (told / own - 1.0).abs() < 0.05,
+            "{name}: {told} s, and the client measured {own} s"
+        );
+    }
+    Ok(())
+}
+
+/// Calls that end without an answer end as what they are, and each once.
+#[tokio::test]
+async fn what_is_given_up_or_lost_is_told() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let never = |options: &mut SourceOptions| options.pending_delay = Some((600_000, 600_000));
+    // The client gives up.
+    let mut pod = Custom::start("cancelled", ClientKind::Tonic, never, |options| {
+        options.give_up = Some(50);
+    })
+    .await?;
+    let called = pod.client.call(Method::PendingFn, 48).await?;
+    ensure!(called.statuses() == by_code([("GIVEN_UP", 48)]), "{called:?}");
+    let ended = |workload: &'static str, n| {
+        let agent = &agent;
+        async move {
+            let scrape = agent
+                .until("the calls have ended", |scrape| {
+                    scrape.timed(workload, 1, PENDING).values().sum::<u64>() >= n
+                })
+                .await?;
+            anyhow::Ok(scrape.timed(workload, 1, PENDING))
+        }
+    };
+    ensure!(ended("cancelled", 48).await? == by_code([("CANCELLED", 48)]));
+    // The source dies: the client closes its end. Then the client dies: nobody closes anything.
+    for (workload, of_client) in [("source-died", false), ("client-died", true)] {
+        let mut pod = Custom::start(workload, ClientKind::Tonic, never, |_| {}).await?;
+        pod.client.every(Duration::from_millis(1)).await?;
+        agent
+            .until("the call is under way", |scrape| {
+                scrape.pending(&pod.pod.name, "would_reject") == 1
+            })
+            .await?;
+        let pid = if of_client { pod.client.pid() } else { pod.source.pid() };
+        kill_process(Pid::from_raw(pid.try_into()?).context("pid 0")?, Signal::KILL)?;
+        let codes = ended(workload, 1).await?;
+        ensure!(codes == by_code([("CONNECTION_LOST", 1)]), "{workload}: {codes:?}");
+    }
+    Ok(())
+}
+
+/// A line a call while somebody watches; nothing is lost.
+#[tokio::test]
+async fn whoever_watches_is_told_of_every_call() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let value = |options: &mut SourceOptions| options.pending_value = Some(VALUE);
+    let mut pod = Custom::start("watched", ClientKind::Tonic, value, |_| {}).await?;
+    let mut watch = Command::new(binary()?)
+        .args(["watch", "--json", "--workload", "watch*", "--verdict", "would_reject"])
+        .arg("--api-socket")
+        .arg(agent.socket())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(watch.stdout.take().context("no output")?).lines();
+    // Calls count as watched from when the agent has heard of the watcher: until then, single ones.
+    wait_for("the first call is told", WAIT_LIMIT, async || {
+        pod.client.call(Method::PendingFn, 1).await?;
+        match tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
+            Ok(line) => Ok(Some(line?.context("watch has ended")?)),
+            Err(_) => Ok(None),
+        }
+    })
+    .await?;
+    let calls = scale::calls() / 5;
+    pod.client.call(Method::PendingFn, calls).await?;
+    for n in 0..calls {
+        let line = within("a call is told", WAIT_LIMIT, lines.next_line()).await??;
+        let line = line.context("watch has ended")?;
+        let call: serde_json::Value = serde_json::from_str(&line)?;
+        ensure!(call["method"] == PENDING, "{n}: {line}");
+        ensure!(call["pod"] == pod.pod.name.as_str(), "{n}: {line}");
+        ensure!(call["verdict"] == "would_reject" && call["code"] == "OK", "{n}: {line}");
+        ensure!(call["pending"] == VALUE, "{n}: {line}");
+        let seconds = call["duration_seconds"].as_f64().context("no duration")?;
+        ensure!(seconds > 0.0 && seconds < 60.0, "{n}: {line}");
+    }
+    let lost = agent.scrape().await?.events_lost();
+    ensure!(lost == Some(0), "{lost:?}");
+    Ok(())
+}
+
+/// Without answers nothing hangs on receives, and nothing is said that isn't known.
+#[tokio::test]
+async fn answers_can_be_left_alone() -> Result<()> {
+    let agent = Agent::start(&["--no-answers"]).await?;
+    let mut replica = Replica::start("unanswered", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    replica.client.call(Method::PendingFn, 100).await?;
+    let scrape = agent
+        .until("the calls are counted", |scrape| replica.counted(scrape) == 100)
+        .await?;
+    ensure!(scrape.timed("unanswered", 1, PENDING).is_empty(), "{scrape:?}");
+    ensure!(scrape.unparsed().is_empty(), "{scrape:?}");
+    let status = agent.status().await?;
+    let programs = status["programs"].as_array().context("no programs")?;
+    let hooks = programs.iter().filter_map(|p| p["name"].as_str());
+    ensure!(!hooks.into_iter().any(|name| name.starts_with("answer")), "{status}");
+    Ok(())
+}
