@@ -49,7 +49,11 @@ fn show(arguments: &TopArgs) -> anyhow::Result<()> {
     }
     // https://no-color.org: present and not empty.
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let terminal = Terminal(ratatui::try_init().context("can't take the terminal")?);
+    let terminal = ratatui::try_init()
+        // Half of it may have been taken.
+        .inspect_err(|_| drop(ratatui::try_restore()))
+        .context("can't take the terminal")?;
+    let terminal = Terminal(terminal);
     let app = App::new(colours);
     // The terminal is given back before anybody reads of an error.
     block_on(live(terminal, app, arguments))?
