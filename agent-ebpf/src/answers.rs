@@ -27,7 +27,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_OF, HISTOGRAMS, MESSAGES,
-    NO_MESSAGE, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange, unparsed,
+    RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange, unparsed,
     unparsed_times, watched,
 };
 use crate::source::{BEGUN, Bytes, RESET};
@@ -77,6 +77,10 @@ pub struct Ending {
     end: Vol<u64>,
     /// A [`Code`].
     code: Vol<u64>,
+    /// Octets of its message; more than [`KEPT`]: it is longer.
+    len: Vol<u64>,
+    /// They.
+    message: [Vol<u64>; KEPT / 8],
 }
 
 /// The receive is the first of its connection.
@@ -387,23 +391,18 @@ fn begin_to_keep(a: &Answers, c: &Conn) {
     if a.waiting.get() == 0 || len == 0 {
         return;
     }
-    if a.kept_stream.get() != stream {
-        if len > KEPT as u32 {
-            return;
-        }
-        let method = method_at(a, find(a, stream));
-        if answers() != method as u64 + 1 {
-            return;
-        }
-        a.kept_stream.set(stream);
-        a.kept_len.set(0);
+    let at = find(a, stream);
+    if answers() != method_at(a, at) as u64 + 1 {
+        return;
     }
-    let kept = a.kept_len.get();
-    if c.phase.get() == phase::SKIP && kept <= KEPT as u32 && kept + len <= KEPT as u32 {
+    let at = masked(at, UNDER_WAY as u32 - 1);
+    let kept = &a.lens[at as usize];
+    if kept.get() <= KEPT as u32 && len <= KEPT as u32 && kept.get() + len <= KEPT as u32 {
         a.keep.set(len);
+        a.keep_at.set(at);
     } else {
         // Longer than any pending count, and so none.
-        a.kept_len.set(KEPT as u32 + 1);
+        kept.set(KEPT as u32 + 1);
     }
 }
 
@@ -415,17 +414,20 @@ fn keep(a: &Answers, bytes: &Bytes) {
     if n > bytes.ready() {
         n = bytes.ready();
     }
-    let at = a.kept_len.get();
+    let call = masked(a.keep_at.get(), UNDER_WAY as u32 - 1) as usize;
+    let at = a.lens[call].get();
+    let message = a.messages[call].as_ptr().cast::<Vol<u8>>();
     let mut i = 0;
     while i < KEPT as u32 {
         if masked(i, 2 * KEPT as u32 - 1) >= n {
             break;
         }
-        a.kept[masked(at + i, KEPT as u32 - 1) as usize].set(bytes.peek(i));
+        // SAFETY: the masked place lies within the message.
+        unsafe { &*message.add(masked(at + i, KEPT as u32 - 1) as usize) }.set(bytes.peek(i));
         i += 1;
     }
     bytes.pass(n);
-    a.kept_len.set(at + n);
+    a.lens[call].set(at + n);
     a.keep.set(a.keep.get() - n);
     let left = c.count.get() - n;
     c.count.set(left);
@@ -467,8 +469,14 @@ fn take(a: &Answers, stream: u32, ending: &Ending) {
     if at >= UNDER_WAY as u32 {
         return;
     }
-    let call = &a.calls[masked(at, UNDER_WAY as u32 - 1) as usize];
+    let at = masked(at, UNDER_WAY as u32 - 1) as usize;
+    let call = &a.calls[at];
+    // Before the place is free: another thread of the client may begin a call there.
     ending.start.set(call.start.get());
+    ending.len.set(a.lens[at].get() as u64);
+    for word in 0..KEPT / 8 {
+        ending.message[word].set(a.messages[at][word].get());
+    }
     let key = exchange(&call.key, 0);
     if key as u32 != stream {
         return;
@@ -511,7 +519,7 @@ fn ended(ctx: &impl Exit) -> u32 {
             }
         }
         if e.key.get() != 0 {
-            account(r.key, r.slot.get(), a, e);
+            account(r.key, r.slot.get(), e);
         }
     }
     r.ended_count.set(0);
@@ -583,10 +591,7 @@ fn begun(ctx: &impl Exit) -> u32 {
         if e.key.get() == 0 {
             continue;
         }
-        match a {
-            Some(a) => account(s.key, s.slot.get(), a, e),
-            None => account_untimed(s.key, s.slot.get(), e),
-        }
+        account(s.key, s.slot.get(), e);
     }
     s.forget_calls();
     let more = s.more.get();
@@ -627,6 +632,7 @@ fn begin_call(a: Option<&Answers>, stream: u32, call: u64, ending: &Ending) {
     ending.key.set(call);
     ending.start.set(now);
     ending.end.set(0);
+    ending.len.set(0);
 }
 
 /// The gate has ruled on a call. The tap begins it, when the send is over.
@@ -666,6 +672,7 @@ fn place(a: &Answers, stream: u32, call: u64, now: u64) -> bool {
     }
     let place = &a.calls[masked(at, UNDER_WAY as u32 - 1) as usize];
     place.start.set(now);
+    a.lens[masked(at, UNDER_WAY as u32 - 1) as usize].set(0);
     // SAFETY: the counter is a word of a map value.
     unsafe { add(core::ptr::from_ref(&a.waiting).cast_mut().cast(), 1) };
     exchange(&place.key, call);
@@ -690,10 +697,11 @@ pub fn closed(key: ConnKey, epoch: u64) {
 
 /// Accounts for a call that ended.
 #[inline(always)]
-fn account(key: ConnKey, slot: u32, a: &Answers, e: &Ending) {
-    let (stream, method, _) = UnderWay::of(e.key.get());
+fn account(key: ConnKey, slot: u32, e: &Ending) {
+    let (_, method, _) = UnderWay::of(e.key.get());
     if e.end.get() == 0 {
-        account_untimed(key, slot, e);
+        unparsed(Reason::Untimed);
+        tell(key, slot, e);
         return;
     }
     // The time of an answer that came before its request's send was over counts as none.
@@ -702,24 +710,11 @@ fn account(key: ConnKey, slot: u32, a: &Answers, e: &Ending) {
         Some(histogram) => record(histogram, took),
         None => unparsed(Reason::Untimed),
     }
-    // The message that was kept, if it is this call's.
-    let other = (a.kept_stream.get() ^ stream) as u64;
-    let len = if_zero(other, a.kept_len.get() as u64, 0);
+    let len = e.len.get();
     if len != 0 && len <= KEPT as u64 && e.code.get() == Code::Ok as u64 {
-        publish(slot, method, len, a, e.end.get());
+        publish(slot, method, e);
     }
-    tell(key, slot, e, len, &a.kept);
-    a.kept_stream
-        .set(if_zero(other, 0, a.kept_stream.get() as u64) as u32);
-}
-
-/// Accounts for a call that isn't timed.
-#[inline(always)]
-fn account_untimed(key: ConnKey, slot: u32, e: &Ending) {
-    unparsed(Reason::Untimed);
-    if let Some(none) = NO_MESSAGE.get(0) {
-        tell(key, slot, e, 0, none);
-    }
+    tell(key, slot, e);
 }
 
 /// Adds a duration.
@@ -769,7 +764,7 @@ fn histogram(key: HistogramKey) -> Option<*mut Histogram> {
 
 /// Keeps the message of an answer for the agent.
 #[inline(always)]
-fn publish(slot: u32, method: u32, len: u64, a: &Answers, end: u64) {
+fn publish(slot: u32, method: u32, e: &Ending) {
     let Some(message) = MESSAGES.get_ptr_mut(slot) else {
         return;
     };
@@ -781,30 +776,24 @@ fn publish(slot: u32, method: u32, len: u64, a: &Answers, end: u64) {
             return;
         }
         let octets = (&raw mut (*message).octets).cast::<u64>();
-        let kept = (&raw const a.kept).cast::<u64>();
         for word in 0..KEPT / 8 {
-            octets
-                .add(word)
-                .write_volatile(kept.add(word).read_volatile());
+            octets.add(word).write_volatile(e.message[word].get());
         }
-        (&raw mut (*message).len).write_volatile((method as u64) << 32 | len);
-        (&raw mut (*message).at).write_volatile(end);
+        (&raw mut (*message).len).write_volatile((method as u64) << 32 | e.len.get());
+        (&raw mut (*message).at).write_volatile(e.end.get());
         let written = &*(&raw const (*message).written).cast::<Vol<u64>>();
         exchange(written, written.get() + 1);
         exchange(lock, 0);
     }
 }
 
-const _: () = assert!(
-    core::mem::offset_of!(Answers, kept).is_multiple_of(8)
-        && core::mem::offset_of!(Message, octets).is_multiple_of(8)
-        && KEPT.is_multiple_of(8)
-);
+const _: () =
+    assert!(core::mem::offset_of!(Message, octets).is_multiple_of(8) && KEPT.is_multiple_of(8));
 const _: () = assert!(NO_PENDING > MAX_PATHS as u64 && verdict::COUNT <= 256);
 
 /// Tells who watches of a call.
 #[inline(always)]
-fn tell(key: ConnKey, slot: u32, e: &Ending, len: u64, message: &[Vol<u8>; KEPT]) {
+fn tell(key: ConnKey, slot: u32, e: &Ending) {
     if !watched() {
         return;
     }
@@ -827,13 +816,10 @@ fn tell(key: ConnKey, slot: u32, e: &Ending, len: u64, message: &[Vol<u8>; KEPT]
         (*event).method = method;
         (*event).verdict = verdict;
         (*event).code = e.code.get() as u32;
-        (*event).len = len as u32;
+        (*event).len = e.len.get() as u32;
         let octets = (&raw mut (*event).octets).cast::<u64>();
-        let kept = message.as_ptr().cast::<u64>();
         for word in 0..KEPT / 8 {
-            octets
-                .add(word)
-                .write_volatile(kept.add(word).read_volatile());
+            octets.add(word).write_volatile(e.message[word].get());
         }
     }
     entry.submit(QUIETLY);

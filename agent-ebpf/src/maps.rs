@@ -11,7 +11,6 @@ use agent_common::abi::{
     MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
-use agent_common::h2::pending::KEPT;
 use agent_common::h2::status::StatusTable;
 use agent_common::h2::substitute::Substitute;
 use agent_common::vol::{Vol, masked};
@@ -149,10 +148,6 @@ pub static FREE_HISTOGRAMS: Stack<u32> = Stack::with_max_entries(MAX_HISTOGRAMS,
 /// What the sources answered last, by slot.
 #[map]
 pub static MESSAGES: Array<Message> = Array::with_max_entries(MAX_SLOTS, MMAPABLE);
-
-/// A message of nothing.
-#[map]
-pub static NO_MESSAGE: Array<[Vol<u8>; KEPT]> = Array::with_max_entries(1, 0);
 
 /// Calls, while somebody watches.
 #[map]

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, PENDING, binary};
-use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceKind, SourceOptions};
+use pendguard_tests::peers::{
+    Client, ClientKind, ClientOptions, Source, SourceKind, SourceOptions,
+};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::{Replica, client_options, source_options};
 use pendguard_tests::scale::amount;
@@ -79,14 +81,20 @@ async fn codes_and_values(kind: ClientKind) -> Result<()> {
     pod.client.background_on(RATE).await?;
     let ok = pod.client.call(Method::PendingFn, calls).await?;
     ensure!(ok.statuses() == by_code([("OK", calls)]), "{ok:?}");
-    ensure!(ok.values == by_code([(&*VALUE.to_string(), calls)]), "{ok:?}");
+    ensure!(
+        ok.values == by_code([(&*VALUE.to_string(), calls)]),
+        "{ok:?}"
+    );
     let refused = pod.client.call_path(MISSING, calls / 10).await?;
     ensure!(
         refused.statuses() == by_code([("UNIMPLEMENTED", calls / 10)]),
         "{refused:?}"
     );
     let background = pod.client.background_off().await?;
-    ensure!(background.intact && background.errors.is_empty(), "{background:?}");
+    ensure!(
+        background.intact && background.errors.is_empty(),
+        "{background:?}"
+    );
     let scrape = agent
         .until("every call has ended", |scrape| {
             let timed = |method| -> u64 { scrape.timed(&workload, 1, method).values().sum() };
@@ -165,9 +173,15 @@ async fn durations_are_the_client_s_own() -> Result<()> {
         })
         .await?;
     let status = agent.status().await?;
-    let replica = &status["replicas"][0];
+    let durations = &status["replicas"][0]["durations"];
+    ensure!(
+        durations[0]["code"] == "OK" && durations[0]["count"] == calls,
+        "{durations}"
+    );
     for (name, own) in [("p50_seconds", median), ("p99_seconds", most)] {
-        let told = replica[name].as_f64().with_context(|| format!("{name}: {replica}"))?;
+        let told = durations[0][name]
+            .as_f64()
+            .with_context(|| format!("{name}: {durations}"))?;
         ensure!(
             (told / own - 1.0).abs() < 0.05,
             "{name}: {told} s, and the client measured {own} s"
@@ -187,7 +201,10 @@ async fn what_is_given_up_or_lost_is_told() -> Result<()> {
     })
     .await?;
     let called = pod.client.call(Method::PendingFn, 48).await?;
-    ensure!(called.statuses() == by_code([("GIVEN_UP", 48)]), "{called:?}");
+    ensure!(
+        called.statuses() == by_code([("GIVEN_UP", 48)]),
+        "{called:?}"
+    );
     let ended = |workload: &'static str, n| {
         let agent = &agent;
         async move {
@@ -209,10 +226,20 @@ async fn what_is_given_up_or_lost_is_told() -> Result<()> {
                 scrape.pending(&pod.pod.name, "would_reject") == 1
             })
             .await?;
-        let pid = if of_client { pod.client.pid() } else { pod.source.pid() };
-        kill_process(Pid::from_raw(pid.try_into()?).context("pid 0")?, Signal::KILL)?;
+        let pid = if of_client {
+            pod.client.pid()
+        } else {
+            pod.source.pid()
+        };
+        kill_process(
+            Pid::from_raw(pid.try_into()?).context("pid 0")?,
+            Signal::KILL,
+        )?;
         let codes = ended(workload, 1).await?;
-        ensure!(codes == by_code([("CONNECTION_LOST", 1)]), "{workload}: {codes:?}");
+        ensure!(
+            codes == by_code([("CONNECTION_LOST", 1)]),
+            "{workload}: {codes:?}"
+        );
     }
     Ok(())
 }
@@ -224,7 +251,14 @@ async fn whoever_watches_is_told_of_every_call() -> Result<()> {
     let value = |options: &mut SourceOptions| options.pending_value = Some(VALUE);
     let mut pod = Custom::start("watched", ClientKind::Tonic, value, |_| {}).await?;
     let mut watch = Command::new(binary()?)
-        .args(["watch", "--json", "--workload", "watch*", "--verdict", "would_reject"])
+        .args([
+            "watch",
+            "--json",
+            "--workload",
+            "watch*",
+            "--verdict",
+            "would_reject",
+        ])
         .arg("--api-socket")
         .arg(agent.socket())
         .stdin(Stdio::null())
@@ -249,7 +283,10 @@ async fn whoever_watches_is_told_of_every_call() -> Result<()> {
         let call: serde_json::Value = serde_json::from_str(&line)?;
         ensure!(call["method"] == PENDING, "{n}: {line}");
         ensure!(call["pod"] == pod.pod.name.as_str(), "{n}: {line}");
-        ensure!(call["verdict"] == "would_reject" && call["code"] == "OK", "{n}: {line}");
+        ensure!(
+            call["verdict"] == "would_reject" && call["code"] == "OK",
+            "{n}: {line}"
+        );
         ensure!(call["pending"] == VALUE, "{n}: {line}");
         let seconds = call["duration_seconds"].as_f64().context("no duration")?;
         ensure!(seconds > 0.0 && seconds < 60.0, "{n}: {line}");
@@ -266,13 +303,21 @@ async fn answers_can_be_left_alone() -> Result<()> {
     let mut replica = Replica::start("unanswered", 1, ClientKind::Tonic, SourceKind::Rust).await?;
     replica.client.call(Method::PendingFn, 100).await?;
     let scrape = agent
-        .until("the calls are counted", |scrape| replica.counted(scrape) == 100)
+        .until("the calls are counted", |scrape| {
+            replica.counted(scrape) == 100
+        })
         .await?;
-    ensure!(scrape.timed("unanswered", 1, PENDING).is_empty(), "{scrape:?}");
+    ensure!(
+        scrape.timed("unanswered", 1, PENDING).is_empty(),
+        "{scrape:?}"
+    );
     ensure!(scrape.unparsed().is_empty(), "{scrape:?}");
     let status = agent.status().await?;
     let programs = status["programs"].as_array().context("no programs")?;
     let hooks = programs.iter().filter_map(|p| p["name"].as_str());
-    ensure!(!hooks.into_iter().any(|name| name.starts_with("answer")), "{status}");
+    ensure!(
+        !hooks.into_iter().any(|name| name.starts_with("answer")),
+        "{status}"
+    );
     Ok(())
 }

@@ -38,16 +38,18 @@ pub struct Answers {
     pub gated: [Vol<u64>; UNDER_WAY],
     /// Calls under way.
     pub waiting: Vol<u64>,
-    /// The stream whose message is being kept, or was last.
-    pub kept_stream: Vol<u32>,
-    /// Octets of it that were kept; more than [`KEPT`]: it is longer.
-    pub kept_len: Vol<u32>,
     /// Octets of the current DATA frame that are still to be kept.
     pub keep: Vol<u32>,
+    /// The place of its call.
+    pub keep_at: Vol<u32>,
     /// Not 0: the server was heard before the client's preface was seen.
     pub unclaimed: Vol<u32>,
-    /// They.
-    pub kept: [Vol<u8>; KEPT],
+    /// Fills up.
+    pub reserved: Vol<u32>,
+    /// What was answered to the calls under way, by place, of which [`Answers::lens`] octets are there.
+    pub messages: [[Vol<u64>; KEPT / 8]; UNDER_WAY],
+    /// How many; more than [`KEPT`]: the message is longer.
+    pub lens: [Vol<u32>; UNDER_WAY],
     /// Where the server's stream stands.
     pub conn: Conn,
 }
@@ -97,7 +99,7 @@ pub struct Early {
 }
 
 const _: () = assert!(
-    size_of::<Answers>() == 8 + 24 * UNDER_WAY + 16 * EARLY + 24 + KEPT + size_of::<Conn>()
+    size_of::<Answers>() == 8 + (28 + KEPT) * UNDER_WAY + 16 * EARLY + 24 + size_of::<Conn>()
 );
 
 /// Where [`Answers`]' fields lie, for an agent that reads one as bytes.

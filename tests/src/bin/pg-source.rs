@@ -84,7 +84,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         message_bytes: arguments.message_bytes,
         total: arguments.total.0,
         pending: arguments.pending_value,
-        pending_delay: arguments.pending_delay.map(|Range(least, most)| (least, most)),
+        pending_delay: arguments
+            .pending_delay
+            .map(|Range(least, most)| (least, most)),
         faults: Faults {
             corrupt: arguments.corrupt,
             lose: arguments.lose,
