@@ -8,19 +8,25 @@
 
 #![forbid(unsafe_code)]
 
+pub mod accounting;
 pub mod agent;
 pub mod bpffs;
 pub mod client;
+pub mod dashboard;
 pub mod enforcing;
 pub mod lines;
 pub mod payload;
 pub mod peers;
+pub mod pictures;
+pub mod prometheus;
+pub mod promql;
 pub mod proto;
 pub mod protocol;
 pub mod raw;
 pub mod record;
 pub mod replica;
 pub mod scale;
+pub mod scene;
 pub mod source;
 pub mod splitmix;
 pub mod stress;

@@ -40,7 +40,17 @@ impl Replica {
         source: SourceKind,
     ) -> Result<Self> {
         let pod = Pod::mono_vertex(workload, &number.to_string());
-        Self::start_as(pod, number, client, source).await
+        Self::start_as(pod, number, client, source, None).await
+    }
+
+    /// A replica whose source, on Numaflow's SDK, has that many messages, and says how many of them are left.
+    ///
+    /// # Errors
+    /// As of [`Replica::start`].
+    pub async fn start_with_backlog(workload: &str, number: u32, total: u64) -> Result<Self> {
+        let pod = Pod::mono_vertex(workload, &number.to_string());
+        let (client, source) = (ClientKind::Tonic, SourceKind::Rust);
+        Self::start_as(pod, number, client, source, Some(total)).await
     }
 
     /// A replica whose number is none.
@@ -53,7 +63,7 @@ impl Replica {
         source: SourceKind,
     ) -> Result<Self> {
         let pod = Pod::mono_vertex(workload, "none");
-        Self::start_as(pod, u32::MAX, client, source).await
+        Self::start_as(pod, u32::MAX, client, source, None).await
     }
 
     async fn start_as(
@@ -61,9 +71,12 @@ impl Replica {
         number: u32,
         client_kind: ClientKind,
         source_kind: SourceKind,
+        total: Option<u64>,
     ) -> Result<Self> {
         let directory = tempfile::tempdir().context("a directory for the socket")?;
-        let source = Source::start(&source_options(&directory, source_kind, &pod)).await?;
+        let mut options = source_options(&directory, source_kind, &pod);
+        options.total = total;
+        let source = Source::start(&options).await?;
         let client = Client::start(client_kind, &source.unix(), &client_options(&pod)).await?;
         Ok(Self {
             number,

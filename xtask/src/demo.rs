@@ -1,16 +1,26 @@
 //! The verbs that run a program of the tests' package for somebody to watch.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::build;
 use crate::process;
+use crate::setup::Setup;
 use crate::workspace::Workspace;
 
 /// The verb `demo`: three replicas of a real source, and the agent that counts what they are asked.
 pub fn demo(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
     show(workspace, "pg-demo", arguments)
+}
+
+/// `demo --pictures`: the dashboard's panels for the docs, drawn from what happens in the demo.
+pub fn pictures(workspace: &Workspace, directory: &Path, arguments: &[String]) -> Result<ExitCode> {
+    Setup::new(workspace).for_dashboards()?;
+    let directory = std::path::absolute(directory)?.display().to_string();
+    let arguments = [vec![directory], arguments.to_vec()].concat();
+    show(workspace, "pg-panels", &arguments)
 }
 
 /// The verb `bench`: what the agent costs.

@@ -16,6 +16,7 @@ mod test;
 mod vm;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ struct Cli {
 enum Verb {
     /// Install what building needs; what is already there is left alone
     Setup {
-        /// Also what the tests and the demo need: the peers in Go, Python and Node, and the cargo tools
+        /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, and the cargo tools
         #[arg(long)]
         tests: bool,
     },
@@ -49,7 +50,10 @@ enum Verb {
     },
     /// Three replicas of a real Numaflow source, and Pendguard counting who asks them what is pending (needs root)
     Demo {
-        /// `--seconds N` (60), `--every MS` (1000)
+        /// Instead, draw the dashboard's panels for the docs, as PNG files in this directory; comes first
+        #[arg(long, value_name = "DIR")]
+        pictures: Option<PathBuf>,
+        /// `--seconds N` (60), `--every MS` (1000; not with --pictures)
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,
@@ -108,12 +112,17 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let toolchain = setup.for_build()?;
             if tests {
                 setup.for_peers()?;
+                setup.for_dashboards()?;
                 setup.for_checks(&toolchain)?;
                 setup.for_fuzz()?;
             }
         }
         Verb::Build { tests } => build::run(&workspace, tests)?,
-        Verb::Demo { arguments } => return demo::demo(&workspace, &arguments),
+        Verb::Demo {
+            pictures: Some(directory),
+            arguments,
+        } => return demo::pictures(&workspace, &directory, &arguments),
+        Verb::Demo { arguments, .. } => return demo::demo(&workspace, &arguments),
         Verb::Bench { arguments } => return demo::bench(&workspace, &arguments),
         Verb::Test {
             soak: true,

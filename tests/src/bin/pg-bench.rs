@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
+use pendguard_tests::accounting::Accounting;
 use pendguard_tests::agent::{Agent, Pod};
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use serde::Serialize;
@@ -22,7 +23,6 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
-const STATS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 const ROUNDS: usize = 5;
 
 #[derive(Parser)]
@@ -195,25 +195,6 @@ fn send_on_socket(kind: Kind, count: u32) -> Result<Duration> {
     drop(ours);
     reader.join().ok();
     Ok(elapsed)
-}
-
-/// Switches the kernel's accounting on for as long as it lives.
-struct Accounting(String);
-
-impl Accounting {
-    fn on() -> Result<Self> {
-        let before = std::fs::read_to_string(STATS).context(STATS)?;
-        std::fs::write(STATS, "1").context(STATS)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Accounting {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::write(STATS, &self.0) {
-            eprintln!("bench: {STATS} stays on: {error}");
-        }
-    }
 }
 
 /// Runs and nanoseconds of the programs at the exits of sends.

@@ -12,7 +12,14 @@ use crate::workspace::Workspace;
 
 const AGENT: &str = "pendguard";
 const TESTS_PACKAGE: &str = "pendguard-tests";
-const TEST_PROGRAMS: [&str; 5] = ["pg-source", "pg-client", "pg-stress", "pg-demo", "pg-bench"];
+const TEST_PROGRAMS: [&str; 6] = [
+    "pg-source",
+    "pg-client",
+    "pg-stress",
+    "pg-demo",
+    "pg-panels",
+    "pg-bench",
+];
 
 /// Builds the agent as one static program. The BPF object must be there.
 pub fn agent(workspace: &Workspace) -> Result<()> {

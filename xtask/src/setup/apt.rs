@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -111,4 +112,28 @@ impl Apt {
         command.args([QUIET, "apt-get"]);
         Ok(command)
     }
+}
+
+/// Downloads a package and unpacks it to a directory of its name in `into`; nothing is installed. apt checks what it downloads against the
+/// signed lists.
+pub fn unpack(into: &Path, package: &str) -> Result<()> {
+    // Unpacked elsewhere and renamed, so that a directory is there in full or not at all.
+    let work = into.join(format!(".{package}"));
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
+    // As root apt would become a user who can't write here, and warn when it finds that out.
+    process::stdout(
+        Command::new("apt-get")
+            .args(["download", "-o", "APT::Sandbox::User=root", package])
+            .current_dir(&work),
+    )?;
+    let deb = fs::read_dir(&work)
+        .with_context(|| work.display().to_string())?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|e| e == "deb"))
+        .context("apt-get downloaded nothing")?;
+    let unpacked = work.join("unpacked");
+    process::stdout(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
+    fs::rename(&unpacked, into.join(package)).context("renaming what was unpacked")?;
+    fs::remove_dir_all(&work).with_context(|| work.display().to_string())
 }

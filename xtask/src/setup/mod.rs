@@ -11,6 +11,7 @@ mod llvm;
 mod node;
 mod packages;
 mod peers;
+mod prometheus;
 mod step;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use self::apt::Apt;
+pub use self::apt::unpack;
 pub use self::bpf_compiler::BpfCompiler;
 use self::bpf_compiler::FindBpfCompiler;
 use self::bpf_linker::InstallBpfLinker;
@@ -26,6 +28,7 @@ use self::llvm::FindLlvm;
 use self::node::FindNode;
 use self::packages::{Package, Packages, Probe};
 use self::peers::Peer;
+use self::prometheus::FindPrometheus;
 use self::step::ensure;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
@@ -41,6 +44,9 @@ pub const CARGO_FUZZ: CargoTool = CargoTool {
     name: "cargo-fuzz",
     version: "0.13.2",
 };
+
+/// What the docs' pictures are lettered with.
+const FONT: &str = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf";
 
 /// What turns `agent-ebpf` into a BPF object.
 pub struct BpfToolchain {
@@ -96,6 +102,20 @@ impl<'a> Setup<'a> {
         for peer in &peers {
             ensure(workspace, &mut progress, peer)?;
         }
+        Ok(())
+    }
+
+    /// What the tests of the dashboard need, and the program that draws it for the docs.
+    pub fn for_dashboards(&self) -> Result<()> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let mut progress = Progress::start("setup", 2);
+        ensure(workspace, &mut progress, &FindPrometheus { workspace, apt })?;
+        let font = Packages {
+            name: "a font",
+            wanted: vec![Package::new("fonts-dejavu-core", Probe::Path(FONT))],
+            apt,
+        };
+        ensure(workspace, &mut progress, &font)?;
         Ok(())
     }
 

@@ -118,6 +118,7 @@ fn set_up(workspace: &Workspace, fast: bool) -> Result<BpfToolchain> {
     let setup = Setup::new(workspace);
     let toolchain = setup.for_build()?;
     setup.for_peers()?;
+    setup.for_dashboards()?;
     setup.for_checks(&toolchain)?;
     if !fast {
         setup.for_fuzz()?;

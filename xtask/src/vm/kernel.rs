@@ -10,6 +10,7 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::process;
 use crate::progress::Progress;
+use crate::setup::unpack;
 use crate::workspace::Workspace;
 
 /// The kernels that are known, as the user names them. All are Debian's for cloud machines: small, with everything that
@@ -104,7 +105,7 @@ impl Kernel {
         let directory = all.join(&package);
         if !directory.exists() {
             progress.live(&format!("downloading {package}"));
-            download(&all, &package)?;
+            unpack(&all, &package)?;
         }
         Self::in_directory(series, &directory)
             .with_context(|| format!("the kernel in {}", directory.display()))
@@ -160,28 +161,6 @@ impl Kernel {
         order.push((name.to_owned(), content));
         Ok(())
     }
-}
-
-/// Downloads a package and unpacks it. apt checks what it downloads against the signed lists.
-fn download(all: &Path, package: &str) -> Result<()> {
-    // Unpacked elsewhere and renamed, so that a directory is there in full or not at all.
-    let work = all.join(format!(".{package}"));
-    let _ = fs::remove_dir_all(&work);
-    fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
-    // As root apt would become a user who can't write here, and warn when it finds that out.
-    process::stdout(
-        Command::new("apt-get")
-            .args(["download", "-o", "APT::Sandbox::User=root", package])
-            .current_dir(&work),
-    )?;
-    let deb = entries(&work)?
-        .into_iter()
-        .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .context("apt-get downloaded nothing")?;
-    let unpacked = work.join("unpacked");
-    process::stdout(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
-    fs::rename(&unpacked, all.join(package)).context("renaming what was unpacked")?;
-    fs::remove_dir_all(&work).with_context(|| work.display().to_string())
 }
 
 /// All modules below `directory`. A module's name has an underscore where its file may have a hyphen.

@@ -1,0 +1,102 @@
+//! What there is to see on the dashboard: workloads whose replicas all ask, an agent beside them, and a Prometheus that scrapes it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::accounting::Accounting;
+use crate::agent::Agent;
+use crate::bpffs::BpfFs;
+use crate::enforcing::{intact, set_mode};
+use crate::prometheus::Prometheus;
+use crate::replica::Replica;
+
+/// Messages a second that each replica reads and acknowledges.
+const RATE: u64 = 100;
+/// Messages that each source has to begin with.
+const BACKLOG: u64 = 100_000;
+
+/// A MonoVertex.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Its name.
+    pub name: &'static str,
+    /// How many replicas it has.
+    pub replicas: u32,
+    /// How often each of them asks.
+    pub every: Duration,
+}
+
+/// All of it, running. What is first ends first.
+pub struct Scene {
+    /// Scrapes the agent.
+    pub prometheus: Prometheus,
+    /// Replicas of all workloads.
+    pub replicas: Vec<Replica>,
+    /// Audits, to begin with.
+    pub agent: Agent,
+    _accounting: Accounting,
+    _bpffs: BpfFs,
+}
+
+impl Scene {
+    /// Starts it: the agent, the replicas, and then a Prometheus with these rules.
+    ///
+    /// # Errors
+    /// Something doesn't start.
+    pub async fn start(workloads: &[Workload], rules: &Path) -> Result<Self> {
+        let bpffs = BpfFs::mount()?;
+        let accounting = Accounting::on()?;
+        let agent = Agent::start_at(&bpffs.pins(), &[]).await?;
+        let prometheus = Prometheus::start(agent.metrics_address(), rules).await?;
+        let mut replicas = Vec::new();
+        for workload in workloads {
+            for number in 0..workload.replicas {
+                let mut replica =
+                    Replica::start_with_backlog(workload.name, number, BACKLOG).await?;
+                replica.client.background_on(RATE).await?;
+                replica.client.every(workload.every).await?;
+                replicas.push(replica);
+            }
+        }
+        Ok(Self {
+            prometheus,
+            replicas,
+            agent,
+            _accounting: accounting,
+            _bpffs: bpffs,
+        })
+    }
+
+    /// Switches to enforcement at run time, and waits until calls of every replica but 0 have been rejected.
+    ///
+    /// # Errors
+    /// They are not.
+    pub async fn enforce(&self) -> Result<()> {
+        set_mode(&self.agent, "enforce").await?;
+        self.agent
+            .until("calls of all replicas but 0 are rejected", |scrape| {
+                self.replicas
+                    .iter()
+                    .filter(|replica| replica.number != 0)
+                    .all(|replica| scrape.pending(&replica.pod.name, "rejected") > 0)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Ends it. Nothing of the messages may have been harmed.
+    ///
+    /// # Errors
+    /// Something was.
+    pub async fn end(mut self) -> Result<()> {
+        for replica in &mut self.replicas {
+            replica.client.every_off().await?;
+            intact(replica).await?;
+        }
+        self.prometheus.stop().await?;
+        self.agent.stop().await?;
+        Ok(())
+    }
+}
