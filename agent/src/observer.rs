@@ -4,7 +4,7 @@
 //! found by looking through `/proc`. Counting doesn't wait for either: a process that runs a new program is watched as a
 //! candidate from its first instruction, and this module only decides whose its calls were.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +46,8 @@ const FAREWELL: Duration = Duration::from_millis(50);
 const NEW_ONLY: u64 = 1;
 /// `BPF_EXIST`: a process that has gone stays gone.
 const OLD_ONLY: u64 = 2;
+/// How often connections of processes that were never known, and are gone, are looked for.
+const SWEEP: Duration = Duration::from_secs(60);
 /// How often calls are looked for while somebody watches them.
 const CALLS: Duration = Duration::from_millis(50);
 /// Calls that are handed on at a time: fewer than watchers may lag behind.
@@ -74,6 +76,7 @@ struct State {
     orphaned: u64,
     events_lost: u64,
     looked: Instant,
+    swept: Instant,
     ready: bool,
     calls: Calls,
 }
@@ -101,6 +104,7 @@ impl Observer {
                 orphaned: 0,
                 events_lost: 0,
                 looked: Instant::now(),
+                swept: Instant::now(),
                 ready: false,
                 calls: Calls::default(),
             }),
@@ -413,16 +417,7 @@ impl State {
         if let Some(identity) = self.bank(pid) {
             log("replica gone", &identity, None);
         }
-        let dead: Vec<_> = self
-            .tap
-            .connections
-            .keys()
-            .flatten()
-            .filter(|key| key.tgid == pid)
-            .collect();
-        for key in dead {
-            let _ = self.tap.connections.remove(&key);
-        }
+        self.forget_connections(pid);
     }
 
     /// Banks what a process's slot holds and forgets the process. Returns its replica if that was its last one.
@@ -479,6 +474,35 @@ impl State {
             if let Some(identity) = identity.cloned() {
                 self.inventory.bank_answers(&identity, &answered);
             }
+        }
+    }
+
+    /// Forgets connections that a process made before it turned out to be of no interest, once it is gone: nobody tells of its end. Nothing is
+    /// looked up for it, only keys are read (see `tap::counters`).
+    fn sweep(&mut self) {
+        self.swept = Instant::now();
+        let connections = self.tap.connections.keys().flatten().map(|key| key.tgid);
+        let strangers: BTreeSet<u32> = connections
+            .chain(self.tap.answers.processes())
+            .filter(|pid| self.inventory.slot(*pid).is_none() && !proc::runs(*pid))
+            .collect();
+        for pid in strangers {
+            self.forget_connections(pid);
+            self.tap.answers.forget(pid, None, since_boot());
+        }
+    }
+
+    /// A process is gone, and with it its connections.
+    fn forget_connections(&mut self, pid: u32) {
+        let dead: Vec<_> = self
+            .tap
+            .connections
+            .keys()
+            .flatten()
+            .filter(|key| key.tgid == pid)
+            .collect();
+        for key in dead {
+            let _ = self.tap.connections.remove(&key);
         }
     }
 
@@ -586,6 +610,9 @@ impl State {
             }
         }
         self.connections_gone();
+        if self.swept.elapsed() >= SWEEP {
+            self.sweep();
+        }
         self.inventory.expire(SystemTime::now());
         self.enforcement.tick(&self.tap);
         let lost = self.totals().events_lost;

@@ -193,6 +193,12 @@ impl Answering {
         Ok(())
     }
 
+    /// The processes that have connections here.
+    pub fn processes(&self) -> impl Iterator<Item = u32> + '_ {
+        let keys = self.on.then(|| self.connections.keys());
+        keys.into_iter().flatten().flatten().map(|key| key.tgid)
+    }
+
     /// Forgets the connections of a process, but for those of the program that it runs now (`epoch`). Returns how long their calls under
     /// way have waited; each was lost with its connection.
     pub fn forget(&mut self, pid: u32, epoch: Option<u64>, now: u64) -> ByCode {
