@@ -180,6 +180,7 @@ async fn durations_are_the_client_s_own() -> Result<()> {
 
 async fn compare(agent: &Agent, pod: &mut Custom, watch: &mut Watch, calls: u64) -> Result<()> {
     let called = pod.client.call(Method::PendingFn, calls).await?;
+    ensure!(called.statuses() == by_code([("OK", calls)]), "{called:?}");
     let (median, most) = called.quantiles.context("no quantiles")?;
     let mut told = Vec::new();
     for _ in 0..calls {
