@@ -12,3 +12,18 @@ pub fn give_back() {
     // SAFETY: the call takes a number.
     unsafe { libc::malloc_trim(0) };
 }
+
+/// Has the kernel forget which pages of these octets, which are a part of the program's own file, were read: they count as resident otherwise, and
+/// nobody needs them any more. Who reads them again gets them from the file.
+pub fn forget(octets: &'static [u8]) {
+    let page = rustix::param::page_size();
+    let begin = octets.as_ptr().addr().next_multiple_of(page);
+    let end = (octets.as_ptr().addr() + octets.len()) / page * page;
+    if begin >= end {
+        return;
+    }
+    let whole = octets.as_ptr().with_addr(begin).cast_mut().cast();
+    // SAFETY: these are whole pages of a constant, in a private mapping of the program's file that nobody writes to, so what is read of
+    // them afterwards is what was there.
+    let _ = unsafe { rustix::mm::madvise(whole, end - begin, rustix::mm::Advice::LinuxDontNeed) };
+}

@@ -93,6 +93,7 @@ impl Object {
     pub fn loaded(&mut self) {
         self.btf = None;
         memory::give_back();
+        memory::forget(OBJECT);
     }
 
     /// Another handle of a map. The object keeps its own: an array of programs loses them with its last one.
