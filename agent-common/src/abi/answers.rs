@@ -12,7 +12,7 @@ pub const MAX_ANSWERS: u32 = 4096;
 /// Connections at once that were closed while calls were under way, until the agent has accounted for them.
 pub const MAX_GONE: u32 = 256;
 /// Histograms at once: one a process, method and code. Number 0 is nobody's.
-pub const MAX_HISTOGRAMS: u32 = 4096;
+pub const MAX_HISTOGRAMS: u32 = 2048;
 /// Bytes of the ring buffer for calls, which is filled only while somebody watches.
 pub const CALL_BYTES: u32 = 1024 * 1024;
 /// Calls of watched methods that are timed at once on one connection; more are counted, not timed.

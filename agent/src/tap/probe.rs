@@ -24,6 +24,7 @@ fn tried(what: impl FnOnce(&mut Object) -> Result<(), String>) -> Result<(), Str
         .map_err(|e| e.to_string())
         .and_then(|mut object| what(&mut object));
     memory::give_back();
+    memory::forget(super::load::bytes());
     result
 }
 
