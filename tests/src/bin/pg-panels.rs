@@ -79,10 +79,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let switch = now()?;
     println!("Enforcing for {} s …", arguments.seconds);
     scene.enforce().await?;
+    let switched = now()?;
     tokio::time::sleep(length).await;
     let mut story = Story {
         range: (start, now()?),
-        switch,
+        switch: (switch, switched),
         skipped: Vec::new(),
     };
     for panel in panels().filter(|panel| panel.kind.over_time()) {
@@ -99,8 +100,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
 /// What happened, as it is drawn.
 struct Story {
     range: (f64, f64),
-    /// When the mode was changed.
-    switch: f64,
+    /// From when to when the mode was changed: the agent loads programs, and answers no scrape.
+    switch: (f64, f64),
     skipped: Vec<String>,
 }
 
@@ -133,7 +134,8 @@ impl Story {
             kind: panel.kind,
             unit: panel.unit,
             range: self.range,
-            marks: vec![(self.switch, "mode enforce".to_owned())],
+            changing: self.switch,
+            change: "switching to enforce".to_owned(),
             series,
         };
         if !picture.shows_something() {
