@@ -11,7 +11,7 @@ use crate::bpffs::BpfFs;
 use crate::enforcing::{intact, set_mode};
 use crate::prometheus::Prometheus;
 use crate::replica::Replica;
-use crate::wait::{WAIT_LIMIT, wait_for};
+use crate::wait::wait_for;
 
 /// Messages a second that each replica reads and acknowledges.
 const RATE: u64 = 100;
@@ -86,23 +86,26 @@ impl Scene {
         })
         .await
         .with_context(|| format!("{last:?}"))?;
+        let mut seen = None;
         wait_for(
             "calls of all replicas but 0 are rejected",
-            WAIT_LIMIT,
+            SWITCH_LIMIT,
             async || {
                 // While it loaded programs the agent answered no scrape, and those that Prometheus has given up may be in its way still.
                 let Ok(scrape) = self.agent.scrape().await else {
                     return Ok(None);
                 };
-                let rejected = self
+                let all = self
                     .replicas
                     .iter()
                     .filter(|replica| replica.number != 0)
                     .all(|replica| scrape.pending(&replica.pod.name, "rejected") > 0);
-                Ok(rejected.then_some(()))
+                seen = Some(scrape);
+                Ok(all.then_some(()))
             },
         )
         .await
+        .with_context(|| format!("the last scrape: {seen:?}"))
     }
 
     /// Ends it. Nothing of the messages may have been harmed.
