@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::accounting::Accounting;
 use crate::agent::Agent;
@@ -11,11 +11,15 @@ use crate::bpffs::BpfFs;
 use crate::enforcing::{intact, set_mode};
 use crate::prometheus::Prometheus;
 use crate::replica::Replica;
+use crate::wait::wait_for;
 
 /// Messages a second that each replica reads and acknowledges.
 const RATE: u64 = 100;
 /// Messages that each source has to begin with.
 const BACKLOG: u64 = 100_000;
+
+/// How long the agent may take to load what enforcement needs.
+const SWITCH_LIMIT: Duration = Duration::from_secs(90);
 
 /// A MonoVertex.
 #[derive(Clone, Copy, Debug)]
@@ -74,16 +78,34 @@ impl Scene {
     /// # Errors
     /// They are not.
     pub async fn enforce(&self) -> Result<()> {
-        set_mode(&self.agent, "enforce").await?;
-        self.agent
-            .until("calls of all replicas but 0 are rejected", |scrape| {
-                self.replicas
+        // Where loading the programs takes longer than the command waits, it goes on; to set a mode twice is to set it once.
+        let mut last = Ok(());
+        wait_for("mode enforce", SWITCH_LIMIT, async || {
+            last = set_mode(&self.agent, "enforce").await;
+            Ok(last.is_ok().then_some(()))
+        })
+        .await
+        .with_context(|| format!("{last:?}"))?;
+        let mut seen = None;
+        wait_for(
+            "calls of all replicas but 0 are rejected",
+            SWITCH_LIMIT,
+            async || {
+                // While it loaded programs the agent answered no scrape, and those that Prometheus has given up may be in its way still.
+                let Ok(scrape) = self.agent.scrape().await else {
+                    return Ok(None);
+                };
+                let all = self
+                    .replicas
                     .iter()
                     .filter(|replica| replica.number != 0)
-                    .all(|replica| scrape.pending(&replica.pod.name, "rejected") > 0)
-            })
-            .await?;
-        Ok(())
+                    .all(|replica| scrape.pending(&replica.pod.name, "rejected") > 0);
+                seen = Some(scrape);
+                Ok(all.then_some(()))
+            },
+        )
+        .await
+        .with_context(|| format!("the last scrape: {seen:?}"))
     }
 
     /// Ends it. Nothing of the messages may have been harmed.

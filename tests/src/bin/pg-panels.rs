@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use pendguard_tests::dashboard::{Kind, Panel, fill_in, panels};
 use pendguard_tests::pictures::{Picture, Series, legend, register_fonts, slug};
 use pendguard_tests::prometheus::{Prometheus, rules};
 use pendguard_tests::scene::{Scene, Workload};
-use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
+use pendguard_tests::wait::wait_for;
+use tokio::signal::ctrl_c;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Asked more often than Numaflow asks, so that a minute has as much to show as an hour.
 const WORKLOADS: [Workload; 2] = [
@@ -31,6 +33,8 @@ const WORKLOADS: [Workload; 2] = [
 /// What rates are taken over, in rules too: the shipped ones are made for hours.
 const WINDOW: &str = "10s";
 const SHIPPED_WINDOW: &str = "[5m]";
+/// How long it may take until every replica is seen and scraped: more than a window.
+const START_LIMIT: Duration = Duration::from_secs(90);
 /// Seconds between two points, and between two cells.
 const STEP: f64 = 1.0;
 const CELL: f64 = 2.0;
@@ -47,13 +51,31 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(&Arguments::parse()).await {
+    let arguments = Arguments::parse();
+    let result = tokio::select! {
+        result = run(&arguments) => result,
+        result = stopped() => result,
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("panels: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Waits for Ctrl-C or SIGTERM: the run is dropped then, and puts back what it has changed of the machine.
+async fn stopped() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let by = tokio::select! {
+        result = ctrl_c() => {
+            result?;
+            "Ctrl-C"
+        }
+        _ = terminate.recv() => "SIGTERM",
+    };
+    bail!("stopped by {by}")
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
@@ -79,10 +101,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let switch = now()?;
     println!("Enforcing for {} s …", arguments.seconds);
     scene.enforce().await?;
+    let switched = now()?;
     tokio::time::sleep(length).await;
     let mut story = Story {
         range: (start, now()?),
-        switch,
+        switch: (switch, switched),
         skipped: Vec::new(),
     };
     for panel in panels().filter(|panel| panel.kind.over_time()) {
@@ -99,8 +122,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
 /// What happened, as it is drawn.
 struct Story {
     range: (f64, f64),
-    /// When the mode was changed.
-    switch: f64,
+    /// From when to when the mode was changed: the agent loads programs, and answers no scrape.
+    switch: (f64, f64),
     skipped: Vec<String>,
 }
 
@@ -133,7 +156,8 @@ impl Story {
             kind: panel.kind,
             unit: panel.unit,
             range: self.range,
-            marks: vec![(self.switch, "mode enforce".to_owned())],
+            changing: self.switch,
+            change: "switching to enforce".to_owned(),
             series,
         };
         if !picture.shows_something() {
@@ -154,7 +178,7 @@ async fn until_old(prometheus: &Prometheus) -> Result<()> {
     let old = format!(
         r#"count(pendguard_calls_total{{workload=~"{names}",method!=""}} offset {WINDOW})"#
     );
-    wait_for("rates over a full window", WAIT_LIMIT, async || {
+    wait_for("rates over a full window", START_LIMIT, async || {
         let found = prometheus.query(&old).await?;
         let there = found
             .first()

@@ -33,6 +33,9 @@ pub const TEXT: i32 = 24;
 pub const INK: RGBColor = RGBColor(51, 56, 66);
 pub const FAINT: RGBColor = RGBColor(222, 225, 230);
 const MARK: RGBColor = RGBColor(120, 120, 130);
+const SHADED: RGBColor = RGBColor(244, 245, 248);
+/// How far down text has to be moved for its small letters to be in the middle.
+const LOWER: i32 = 4;
 
 /// Colours that can be told apart, by the colour-blind too (Okabe and Ito).
 const PALETTE: [RGBColor; 8] = [
@@ -47,22 +50,38 @@ const PALETTE: [RGBColor; 8] = [
 ];
 
 /// What means the same in every picture has the same colour in all of them.
-const MEANINGS: [(&str, RGBColor); 9] = [
+const MEANINGS: [(&str, RGBColor); 8] = [
     ("admitted", PALETTE[0]),
     ("would_reject", PALETTE[1]),
     ("would be saved", PALETTE[1]),
     ("rejected", PALETTE[2]),
     ("saved", PALETTE[2]),
     ("unresolved", PALETTE[6]),
-    ("synced", PALETTE[0]),
     ("OK", PALETTE[0]),
     ("UNIMPLEMENTED", PALETTE[2]),
 ];
 
-/// The colour of a series.
-pub fn colour(i: usize, name: &str) -> RGBColor {
-    let meaning = MEANINGS.iter().find(|(meaning, _)| *meaning == name);
-    meaning.map_or(PALETTE[i % PALETTE.len()], |(_, colour)| *colour)
+/// The colours of series with these names: all different, as long as there are enough.
+pub fn colours(names: &[&str]) -> Vec<RGBColor> {
+    let meant = |name: &str| {
+        let meaning = MEANINGS.iter().find(|(meaning, _)| *meaning == name);
+        meaning.map(|(_, colour)| *colour)
+    };
+    let used: Vec<_> = names.iter().filter_map(|name| meant(name)).collect();
+    let mut free = PALETTE
+        .into_iter()
+        .filter(|colour| !used.contains(colour))
+        .chain(PALETTE.map(lighter))
+        .cycle();
+    names
+        .iter()
+        .map(|name| meant(name).or_else(|| free.next()).unwrap_or(INK))
+        .collect()
+}
+
+fn lighter(RGBColor(r, g, b): RGBColor) -> RGBColor {
+    let [r, g, b] = [r, g, b].map(|part| 255 - (255 - part) / 2);
+    RGBColor(r, g, b)
 }
 
 /// Reads the fonts. Once, before anything is drawn.
@@ -102,6 +121,10 @@ impl<'a> Canvas<'a> {
             .area
             .draw(&Text::new(picture.title.clone(), (24, 24), title))?;
         let (start, end) = picture.range;
+        let (from, to) = (canvas.x(picture.changing.0), canvas.x(picture.changing.1));
+        canvas.rectangle((from, TOP), (to, canvas.bottom()), SHADED)?;
+        let above = (i32::midpoint(from, to), TOP - 22);
+        canvas.text(&picture.change, above, HPos::Center, MARK)?;
         for tick in scale::ticks(0.0, end - start, 8) {
             let x = canvas.x(start + tick);
             let y = canvas.bottom();
@@ -163,25 +186,28 @@ impl<'a> Canvas<'a> {
             .into_font()
             .color(&colour)
             .pos(Pos::new(side, VPos::Center));
+        let at = (at.0, at.1 + LOWER);
         Ok(self.area.draw(&Text::new(text.to_owned(), at, style))?)
-    }
-
-    /// Lines for what happened, on top of the data, and their names above the frame.
-    pub fn marks(&self, marks: &[(f64, String)]) -> Result<()> {
-        for (time, what) in marks {
-            let x = self.x(*time);
-            let mut y = TOP;
-            while y < self.bottom() {
-                self.line(&[(x, y), (x, (y + 8).min(self.bottom()))], MARK, 2)?;
-                y += 16;
-            }
-            self.text(what, (x, TOP - 18), HPos::Center, MARK)?;
-        }
-        Ok(())
     }
 
     /// Writes the file.
     pub fn finish(self) -> Result<()> {
         Ok(self.area.present()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_one_picture_have_different_colours() {
+        let mut names = vec!["rejected", "admitted", "would_reject", "unresolved"];
+        names.extend(["a", "b", "c", "d", "e", "f", "g", "h"]);
+        let colours = colours(&names);
+        assert_eq!(colours[0], PALETTE[2]);
+        for (i, colour) in colours.iter().enumerate() {
+            assert!(!colours[..i].contains(colour), "{}", names[i]);
+        }
     }
 }

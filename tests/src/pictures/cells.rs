@@ -52,7 +52,6 @@ pub fn draw(picture: &Picture, mut series: Vec<Series>, path: &Path) -> Result<(
             }
         }
     }
-    canvas.marks(&picture.marks)?;
     // A histogram's cells are counts, whatever its buckets are.
     let unit = if histogram { Unit::Count } else { picture.unit };
     colours(
@@ -160,7 +159,8 @@ mod tests {
             kind: Kind::HeatMap,
             unit: Unit::Seconds,
             range: (0.0, 1.0),
-            marks: Vec::new(),
+            changing: (0.0, 0.0),
+            change: String::new(),
             series: vec![
                 bucket("+Inf", 9.0),
                 bucket("0.0001", 0.0),

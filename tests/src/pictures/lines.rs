@@ -7,7 +7,7 @@ use anyhow::Result;
 use plotters::style::RGBColor;
 use plotters::style::text_anchor::HPos;
 
-use super::canvas::{Canvas, FAINT, INK, colour};
+use super::canvas::{Canvas, FAINT, INK, colours};
 use super::{Picture, Series, scale};
 use crate::dashboard::{Kind, Unit};
 
@@ -34,11 +34,10 @@ pub fn draw(picture: &Picture, path: &Path) -> Result<()> {
 
     let canvas = Canvas::new(picture, LEFT, path)?;
     axis(&canvas, picture.unit, high)?;
-    let colours: Vec<_> = series
-        .iter()
-        .enumerate()
-        .map(|(i, series)| colour(i, &series.name))
-        .collect();
+    let names: Vec<_> = series.iter().map(|series| series.name.as_str()).collect();
+    let colours = colours(&names);
+    let (left, right, bottom) = (canvas.left(), canvas.right(), canvas.bottom());
+    canvas.line(&[(left, bottom), (right, bottom)], INK, 2)?;
     // The highest first, so that what is below it stays in sight.
     for (series, colour) in drawn.iter().zip(&colours).rev() {
         for run in runs(series) {
@@ -55,12 +54,6 @@ pub fn draw(picture: &Picture, path: &Path) -> Result<()> {
             }
         }
     }
-    canvas.line(
-        &[(LEFT, canvas.bottom()), (canvas.right(), canvas.bottom())],
-        INK,
-        2,
-    )?;
-    canvas.marks(&picture.marks)?;
     legend(&canvas, &series, &colours)?;
     canvas.finish()
 }

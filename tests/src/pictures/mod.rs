@@ -27,8 +27,10 @@ pub struct Picture {
     pub unit: Unit,
     /// From when to when, as the times of the series are.
     pub range: (f64, f64),
-    /// What happened, and when: a line across the picture.
-    pub marks: Vec<(f64, String)>,
+    /// From when to when the mode was changed: it is shaded.
+    pub changing: (f64, f64),
+    /// What that is called.
+    pub change: String,
     /// What there is to draw.
     pub series: Vec<Series>,
 }

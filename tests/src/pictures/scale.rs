@@ -56,8 +56,12 @@ pub const fn caption(unit: Unit) -> &'static str {
     }
 }
 
-/// A number without zeros at its end.
+/// A number without zeros at its end, and with a space between thousands.
 pub fn number(value: f64) -> String {
+    if value >= 10_000.0 {
+        let whole = value.round() as u64;
+        return format!("{} {:03}", whole / 1000, whole % 1000);
+    }
     let digits = if value.abs() >= 100.0 { 0 } else { 2 };
     let text = format!("{value:.digits$}");
     match text.contains('.') {
@@ -84,5 +88,6 @@ mod tests {
         assert_eq!(number(12.50), "12.5");
         assert_eq!(number(1200.0), "1200");
         assert_eq!(number(0.0), "0");
+        assert_eq!(number(40_000.0), "40 000");
     }
 }

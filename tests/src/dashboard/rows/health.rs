@@ -133,7 +133,7 @@ pub const ROW: Row = Row {
         },
         Panel {
             title: "Time per run of a BPF program",
-            description: "The mean time of one run of each program: what a send of a watched process takes longer, a few hundred nanoseconds. \
+            description: "The mean time of one run of each program: what a send of a watched process takes longer: some hundred nanoseconds, unless the node is overloaded. \
                           Empty unless the sysctl kernel.bpf_stats_enabled is 1.",
             kind: Kind::Lines,
             unit: Unit::Seconds,
