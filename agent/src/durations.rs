@@ -5,43 +5,28 @@ use std::time::Duration;
 
 use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, BUCKETS};
 
-/// A histogram of durations.
-#[derive(Clone, PartialEq, Eq)]
+/// A histogram of durations. Only its filled buckets take memory: a replica's calls take about as long as each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Durations {
-    buckets: [u64; BUCKETS],
+    /// How many are in each bucket that isn't empty, in order. A bucket's number is below [`BUCKETS`], so `u16` has room for it.
+    filled: Vec<(u16, u64)>,
     sum: u64,
 }
 
-impl Default for Durations {
-    fn default() -> Self {
-        Self {
-            buckets: [0; BUCKETS],
-            sum: 0,
-        }
-    }
-}
-
-/// Without the buckets that are empty, which most are.
-impl std::fmt::Debug for Durations {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let filled = self.buckets.iter().enumerate().filter(|(_, n)| **n > 0);
-        f.debug_struct("Durations")
-            .field("sum", &self.sum)
-            .field("buckets", &filled.collect::<Vec<_>>())
-            .finish()
-    }
-}
-
 impl Durations {
-    /// A histogram with these buckets (see [`agent_common::abi::answers`]), whose durations add up to `sum` ns.
-    pub fn new(buckets: [u64; BUCKETS], sum: u64) -> Self {
-        Self { buckets, sum }
+    /// A histogram with these buckets (see [`agent_common::abi::answers`]), whose durations add up to `sum` ns. Nothing where there are
+    /// more buckets than the kernel has.
+    pub fn new(buckets: &[u64], sum: u64) -> Option<Self> {
+        (buckets.len() <= BUCKETS).then(|| Self {
+            filled: (0..).zip(buckets.iter().copied()).filter(|(_, n)| *n > 0).collect(),
+            sum,
+        })
     }
 
     /// Adds all that another one has.
     pub fn add(&mut self, other: &Self) {
-        for (own, more) in self.buckets.iter_mut().zip(other.buckets) {
-            *own += more;
+        for &(bucket, more) in &other.filled {
+            self.fill(bucket, more);
         }
         self.sum += other.sum;
     }
@@ -49,23 +34,38 @@ impl Durations {
     /// Adds one duration.
     pub fn record(&mut self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[agent_common::abi::answers::bucket(&BOUNDS_NS, ns)] += 1;
+        self.fill(agent_common::abi::answers::bucket(&BOUNDS_NS, ns) as u16, 1);
         self.sum = self.sum.saturating_add(ns);
+    }
+
+    fn fill(&mut self, bucket: u16, more: u64) {
+        match self.filled.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(at) => self.filled[at].1 += more,
+            Err(at) => self.filled.insert(at, (bucket, more)),
+        }
     }
 
     /// What came since `before`, an earlier state of the same histogram; nothing where it isn't one.
     pub fn since(&self, before: &Self) -> Self {
         let mut new = self.clone();
-        for (own, less) in new.buckets.iter_mut().zip(before.buckets) {
-            *own = own.saturating_sub(less);
+        for (bucket, n) in &mut new.filled {
+            *n = n.saturating_sub(before.bucket(*bucket));
         }
+        new.filled.retain(|(_, n)| *n > 0);
         new.sum = new.sum.saturating_sub(before.sum);
         new
     }
 
+    fn bucket(&self, bucket: u16) -> u64 {
+        match self.filled.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+            Ok(at) => self.filled[at].1,
+            Err(_) => 0,
+        }
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
+        self.filled.iter().map(|(_, n)| n).sum()
     }
 
     /// Their sum in ns.
@@ -73,9 +73,19 @@ impl Durations {
         self.sum
     }
 
-    /// How many are in each bucket.
-    pub fn buckets(&self) -> &[u64; BUCKETS] {
-        &self.buckets
+    /// How many are in each bucket that isn't empty, in order.
+    pub fn filled(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.filled.iter().map(|&(bucket, n)| (bucket.into(), n))
+    }
+
+    /// How many are in each bucket, up to the last one that isn't empty.
+    pub fn buckets(&self) -> Vec<u64> {
+        let len = self.filled.last().map_or(0, |(last, _)| usize::from(*last) + 1);
+        let mut buckets = vec![0; len];
+        for (bucket, n) in self.filled() {
+            buckets[bucket] = n;
+        }
+        buckets
     }
 
     /// Their mean.
@@ -84,7 +94,7 @@ impl Durations {
     }
 
     /// The duration below which the part `q` (0 to 1) of them lies, as if those of a bucket were spread over it evenly. A
-    /// bucket's bounds lie at most 13 % apart.
+    /// bucket's bounds lie at most 8 % apart.
     pub fn quantile(&self, q: f64) -> Option<Duration> {
         let count = self.count();
         if count == 0 {
@@ -92,7 +102,7 @@ impl Durations {
         }
         let rank = q.clamp(0.0, 1.0) * count as f64;
         let mut below = 0;
-        for (i, &n) in self.buckets.iter().enumerate().filter(|(_, n)| **n > 0) {
+        for (i, n) in self.filled() {
             if (below + n) as f64 >= rank {
                 let from = if i == 0 { 0 } else { BOUNDS_NS[i - 1] };
                 // Of what lies beyond the last bound, the bound is all that is known.
@@ -154,5 +164,16 @@ mod tests {
         assert_eq!((both.count(), both.sum()), (3, 3_040_000));
         assert_eq!(both.since(&b), a);
         assert_eq!(b.since(&both).count(), 0);
+        assert_eq!(both.since(&both), Durations::default());
+    }
+
+    #[test]
+    fn buckets_are_what_it_is_made_of() {
+        let a = of([1, 20_000, 20_000, 3_000_000]);
+        let buckets = a.buckets();
+        assert_eq!(buckets.iter().sum::<u64>(), 4);
+        assert_eq!(buckets.last(), Some(&1));
+        assert_eq!(Durations::new(&buckets, a.sum()), Some(a));
+        assert_eq!(Durations::new(&[0; BUCKETS + 1], 0), None);
     }
 }

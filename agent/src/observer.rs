@@ -538,7 +538,7 @@ impl State {
                 Some(call) => events.extend(call.map(|call| Event::Call(Arc::new(call)))),
                 // Whose it is isn't known yet.
                 None if since.elapsed() < REST => calls.unknown.push_back((since, event)),
-                None => {}
+                None => events.push(Event::Lost(1)),
             }
         };
         for (since, event) in waiting {

@@ -4,8 +4,9 @@
 //! missed, and holds up nobody.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use agent_common::abi::answers::Code;
@@ -51,10 +52,25 @@ pub enum Event {
     Lost(u64),
 }
 
+/// An event, and how many calls those before it were about.
+type Numbered = (u64, Event);
+
+impl Event {
+    /// How many calls it is about.
+    fn calls(&self) -> u64 {
+        match self {
+            Self::Call(_) => 1,
+            Self::Lost(lost) => *lost,
+        }
+    }
+}
+
 /// Hands calls on to all who watch.
 #[derive(Debug)]
 pub struct Hub {
-    sender: broadcast::Sender<Event>,
+    sender: broadcast::Sender<Numbered>,
+    /// How many calls the events so far were about. Held while an event is sent, so that numbers are in order.
+    calls: Mutex<u64>,
     watchers: AtomicUsize,
     changed: Notify,
 }
@@ -64,6 +80,7 @@ impl Hub {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             sender: broadcast::Sender::new(BACKLOG),
+            calls: Mutex::new(0),
             watchers: AtomicUsize::new(0),
             changed: Notify::new(),
         })
@@ -73,8 +90,12 @@ impl Hub {
     pub fn subscribe(self: &Arc<Self>) -> Subscription {
         self.watchers.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_one();
+        // Nothing in it can be half done: it is one number.
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         Subscription {
             receiver: self.sender.subscribe(),
+            seen: *calls,
+            next: VecDeque::new(),
             hub: Arc::downgrade(self),
         }
     }
@@ -91,25 +112,43 @@ impl Hub {
 
     /// Tells all who watch.
     pub fn tell(&self, event: Event) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let about = event.calls();
         // Nobody watches any more: nobody misses it.
-        let _ = self.sender.send(event);
+        let _ = self.sender.send((*calls, event));
+        *calls += about;
     }
 }
 
 /// One who watches, until it is dropped.
 #[derive(Debug)]
 pub struct Subscription {
-    receiver: broadcast::Receiver<Event>,
+    receiver: broadcast::Receiver<Numbered>,
+    /// How many calls it was told of, or told that it missed.
+    seen: u64,
+    /// What comes next, before anything else.
+    next: VecDeque<Event>,
     hub: Weak<Hub>,
 }
 
 impl Subscription {
     /// The next event; `None` once the hub has gone, which is when the agent ends.
     pub async fn next(&mut self) -> Option<Event> {
-        match self.receiver.recv().await {
-            Ok(event) => Some(event),
-            Err(RecvError::Lagged(missed)) => Some(Event::Lost(missed)),
-            Err(RecvError::Closed) => None,
+        loop {
+            if let Some(event) = self.next.pop_front() {
+                self.seen += event.calls();
+                return Some(event);
+            }
+            match self.receiver.recv().await {
+                Ok((before, event)) => {
+                    let missed = before.saturating_sub(self.seen);
+                    self.next.extend((missed > 0).then_some(Event::Lost(missed)));
+                    self.next.push_back(event);
+                }
+                // How many events that were says nothing of calls: the next event's number does.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
         }
     }
 }
@@ -146,15 +185,19 @@ mod tests {
     async fn a_slow_watcher_is_told_exactly_how_much_it_missed() {
         let hub = Hub::new();
         let mut slow = hub.subscribe();
-        let n = BACKLOG as u64 + 100;
-        for i in 0..n {
+        // Beyond the backlog there are 100 events, some of which are about more than one call.
+        for i in 0..BACKLOG as u64 + 100 {
             hub.tell(Event::Lost(i));
         }
-        assert_eq!(slow.next().await, Some(Event::Lost(100)));
-        assert_eq!(
-            slow.next().await,
-            Some(Event::Lost(100)),
-            "the first that is left"
-        );
+        assert_eq!(slow.next().await, Some(Event::Lost((0..100).sum())));
+        for i in 100..BACKLOG as u64 + 100 {
+            assert_eq!(slow.next().await, Some(Event::Lost(i)));
+        }
+        hub.tell(Event::Lost(1));
+        assert_eq!(slow.next().await, Some(Event::Lost(1)));
+        // One who comes now has missed nothing.
+        let mut late = hub.subscribe();
+        hub.tell(Event::Lost(2));
+        assert_eq!(late.next().await, Some(Event::Lost(2)));
     }
 }

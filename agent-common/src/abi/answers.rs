@@ -147,7 +147,8 @@ impl HistogramKey {
     }
 }
 
-/// How long calls took. Programs add to it atomically; the agent reads it through `mmap`.
+/// How long calls took. Programs add to it atomically. The agent reads it by system calls: mapped, a map of this size would count
+/// as its memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram {
@@ -318,20 +319,21 @@ impl Code {
     }
 }
 
-/// Steps of a decade: the preferred numbers R20 (ISO 3), in hundredths. Each is at most 15 % above the one before, and
+/// Steps of a decade: the preferred numbers R40 (ISO 3), in hundredths. Each is at most 8 % above the one before, and
 /// 1, 2.5 and 5, which exporters show, are among them.
-const STEPS: [u64; 20] = [
-    100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800,
-    900,
+const STEPS: [u64; 40] = [
+    100, 106, 112, 118, 125, 132, 140, 150, 160, 170, 180, 190, 200, 212, 224, 236, 250, 265, 280,
+    300, 315, 335, 355, 375, 400, 425, 450, 475, 500, 530, 560, 600, 630, 670, 710, 750, 800, 850,
+    900, 950,
 ];
 /// Decades, the first from 10 µs on.
 const DECADES: usize = 7;
 /// Upper bounds of buckets: 10 µs to 100 s.
 pub const BOUNDS: usize = STEPS.len() * DECADES + 1;
 /// Buckets: one a bound, and one for what takes longer than 100 s; the rest fills up.
-pub const BUCKETS: usize = 144;
+pub const BUCKETS: usize = 288;
 /// Places in the table of bounds that programs search: a power of two.
-pub const BOUNDS_TABLE: usize = 256;
+pub const BOUNDS_TABLE: usize = 512;
 
 const _: () = assert!(BOUNDS < BUCKETS && BUCKETS < BOUNDS_TABLE);
 
@@ -386,7 +388,7 @@ mod tests {
         assert_eq!(BOUNDS_NS[BOUNDS], u64::MAX >> 1);
         for pair in BOUNDS_NS[..BOUNDS].windows(2) {
             assert!(
-                pair[0] < pair[1] && pair[1] * 100 <= pair[0] * 115,
+                pair[0] < pair[1] && pair[1] * 100 <= pair[0] * 108,
                 "{pair:?}"
             );
         }

@@ -127,15 +127,10 @@ pub(super) fn replicas(snapshot: Snapshot) -> pb::ListReplicasResponse {
 }
 
 fn durations(methods: &[String], method: usize, code: Code, of: &Durations) -> pb::Durations {
-    let buckets = of.buckets();
-    let filled = buckets
-        .iter()
-        .rposition(|n| *n > 0)
-        .map_or(0, |last| last + 1);
     pb::Durations {
         method: methods.get(method).cloned().unwrap_or_default(),
         code: code.name().to_owned(),
-        buckets: buckets[..filled].to_vec(),
+        buckets: of.buckets(),
         sum_nanoseconds: of.sum(),
     }
 }

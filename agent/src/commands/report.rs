@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, BUCKETS, Code};
+use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, Code};
 use serde::Serialize;
 
 use super::clean;
@@ -404,11 +404,7 @@ fn durations(durations: pb::Durations, readable: bool) -> Durations {
 
 /// An agent's histogram, if it has no more buckets than there are.
 fn histogram(durations: &pb::Durations) -> Option<Histogram> {
-    let mut buckets = [0; BUCKETS];
-    buckets
-        .get_mut(..durations.buckets.len())?
-        .copy_from_slice(&durations.buckets);
-    Some(Histogram::new(buckets, durations.sum_nanoseconds))
+    Histogram::new(&durations.buckets, durations.sum_nanoseconds)
 }
 
 impl From<pb::Calls> for Calls {

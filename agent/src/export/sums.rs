@@ -167,8 +167,8 @@ pub struct Distribution {
 
 impl Distribution {
     fn add(&mut self, durations: &Durations) {
-        for (&count, shown) in durations.buckets().iter().zip(SHOWN_OF) {
-            self.counts[shown] += count;
+        for (bucket, count) in durations.filled() {
+            self.counts[SHOWN_OF[bucket]] += count;
         }
         self.sum += u128::from(durations.sum());
     }

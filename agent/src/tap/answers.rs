@@ -37,7 +37,7 @@ type AnswerBytes = [u8; size_of::<Answers>()];
 
 /// The maps of the answer side.
 pub struct Answering {
-    histograms: MappedArray<Histogram>,
+    histograms: Array<MapData, Histogram>,
     messages: MappedArray<Message>,
     histogram_of: HashMap<MapData, HistogramKey, u32>,
     free: Stack<MapData, u32>,
@@ -71,7 +71,7 @@ pub(super) fn fill(object: &Object) -> Result<(), TapError> {
 
 impl Answering {
     pub(super) fn new(
-        histograms: MappedArray<Histogram>,
+        histograms: Array<MapData, Histogram>,
         messages: MappedArray<Message>,
         histogram_of: HashMap<MapData, HistogramKey, u32>,
         free: Stack<MapData, u32>,
@@ -129,13 +129,10 @@ impl Answering {
                 if number >= MAX_HISTOGRAMS || number > self.high.get() + AHEAD {
                     return None;
                 }
-                let key = self.histograms.get_part(number, |h: *const Histogram| {
-                    // SAFETY: `h` leads to a histogram that is mapped.
-                    unsafe { (&raw const (*h).key).read_volatile() }
-                })?;
-                if key.slot != 0 {
+                let histogram = self.histograms.get(&number, 0).ok()?;
+                if histogram.key.slot != 0 {
                     self.high.set(self.high.get().max(number));
-                    return Some((number, self.histograms.get(number)?));
+                    return Some((number, histogram));
                 }
             }
         })
@@ -146,12 +143,13 @@ impl Answering {
         let mut all: StdHashMap<u32, ByCode> = StdHashMap::new();
         for (_, histogram) in self.used() {
             let (method, code) = histogram.key.of();
-            if let Some(code) = Code::of(code) {
+            let durations = Durations::new(&histogram.buckets, histogram.sum);
+            if let (Some(code), Some(durations)) = (Code::of(code), durations) {
                 all.entry(histogram.key.slot)
                     .or_default()
                     .entry((method as usize, code))
                     .or_default()
-                    .add(&Durations::new(histogram.buckets, histogram.sum));
+                    .add(&durations);
             }
         }
         all
@@ -187,7 +185,7 @@ impl Answering {
             .collect();
         for (number, key) in numbers {
             let _ = self.histogram_of.remove(&key);
-            self.histograms.set(number, Histogram::ZERO);
+            (self.histograms.set(number, Histogram::ZERO, 0)).map_err(|e| e.to_string())?;
             self.free.push(number, 0).map_err(|e| e.to_string())?;
         }
         Ok(())

@@ -70,11 +70,6 @@ impl<T: Copy> MappedArray<T> {
         (self.at(index)).map(|place| unsafe { place.as_ptr().read_volatile() })
     }
 
-    /// What `read` makes of the value at `index`, without reading the rest of it.
-    pub fn get_part<R>(&self, index: u32, read: impl FnOnce(*const T) -> R) -> Option<R> {
-        self.at(index).map(|place| read(place.as_ptr()))
-    }
-
     /// Overwrites the value at `index`. Only for values that no program writes any more.
     pub fn set(&self, index: u32, value: T) {
         if let Some(place) = self.at(index) {

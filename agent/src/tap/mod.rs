@@ -191,7 +191,7 @@ impl Maps<'_> {
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
             answers: Answering::new(
-                self.mapped("HISTOGRAMS", MAX_HISTOGRAMS)?,
+                self.take("HISTOGRAMS")?,
                 self.mapped("MESSAGES", MAX_SLOTS)?,
                 self.take("HISTOGRAM_OF")?,
                 self.take("FREE_HISTOGRAMS")?,

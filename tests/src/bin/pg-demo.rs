@@ -40,7 +40,8 @@ struct Arguments {
     every: u64,
 }
 
-#[tokio::main]
+// One thread: its mount namespace holds the bpffs.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match demo(&Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -49,7 +49,8 @@ struct Arguments {
     seconds: u64,
 }
 
-#[tokio::main]
+// One thread: its mount namespace holds the bpffs.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = tokio::select! {

@@ -492,7 +492,7 @@ pub mod tests {
                 durations: vec![pb::Durations {
                     method: "/source.v1.Source/PendingFn".to_owned(),
                     code: if i == 1 { "RESET" } else { "OK" }.to_owned(),
-                    buckets: took.buckets().to_vec(),
+                    buckets: took.buckets(),
                     sum_nanoseconds: took.sum(),
                 }],
                 pending: (i != 2).then_some(i64::from(i) - 1),
