@@ -18,7 +18,10 @@ impl Durations {
     /// more buckets than the kernel has.
     pub fn new(buckets: &[u64], sum: u64) -> Option<Self> {
         (buckets.len() <= BUCKETS).then(|| Self {
-            filled: (0..).zip(buckets.iter().copied()).filter(|(_, n)| *n > 0).collect(),
+            filled: (0..)
+                .zip(buckets.iter().copied())
+                .filter(|(_, n)| *n > 0)
+                .collect(),
             sum,
         })
     }
@@ -39,7 +42,10 @@ impl Durations {
     }
 
     fn fill(&mut self, bucket: u16, more: u64) {
-        match self.filled.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+        match self
+            .filled
+            .binary_search_by_key(&bucket, |(bucket, _)| *bucket)
+        {
             Ok(at) => self.filled[at].1 += more,
             Err(at) => self.filled.insert(at, (bucket, more)),
         }
@@ -57,7 +63,10 @@ impl Durations {
     }
 
     fn bucket(&self, bucket: u16) -> u64 {
-        match self.filled.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
+        match self
+            .filled
+            .binary_search_by_key(&bucket, |(bucket, _)| *bucket)
+        {
             Ok(at) => self.filled[at].1,
             Err(_) => 0,
         }
@@ -80,7 +89,10 @@ impl Durations {
 
     /// How many are in each bucket, up to the last one that isn't empty.
     pub fn buckets(&self) -> Vec<u64> {
-        let len = self.filled.last().map_or(0, |(last, _)| usize::from(*last) + 1);
+        let len = self
+            .filled
+            .last()
+            .map_or(0, |(last, _)| usize::from(*last) + 1);
         let mut buckets = vec![0; len];
         for (bucket, n) in self.filled() {
             buckets[bucket] = n;

@@ -142,7 +142,8 @@ impl Subscription {
             match self.receiver.recv().await {
                 Ok((before, event)) => {
                     let missed = before.saturating_sub(self.seen);
-                    self.next.extend((missed > 0).then_some(Event::Lost(missed)));
+                    self.next
+                        .extend((missed > 0).then_some(Event::Lost(missed)));
                     self.next.push_back(event);
                 }
                 // How many events that were says nothing of calls: the next event's number does.

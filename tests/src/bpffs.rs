@@ -21,6 +21,7 @@ impl BpfFs {
     /// # Errors
     /// It takes root.
     pub fn mount() -> Result<Self> {
+        #[expect(unsafe_code, reason = "there is no safe name for it")]
         // SAFETY: of what a thread can stop sharing, the table of descriptors alone would surprise other code; it stays shared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
             .context("a mount namespace of its own (it takes root)")?;

@@ -6,7 +6,7 @@
 //! output, so that one wrapper ([`peers`]) drives them all, and the [payload](payload), which proves that no byte of
 //! the traffic was lost, changed, doubled or reordered.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod accounting;
 pub mod agent;

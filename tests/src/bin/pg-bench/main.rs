@@ -128,5 +128,8 @@ fn show(report: &Report) {
             format!("{:.0}", tax.ns_bare),
         ]);
     }
-    println!("{table}\nMedians of {} rounds, least and most.", measure::ROUNDS);
+    println!(
+        "{table}\nMedians of {} rounds, least and most.",
+        measure::ROUNDS
+    );
 }

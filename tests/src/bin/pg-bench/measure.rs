@@ -167,9 +167,11 @@ fn tax(kind: Kind, watched: bool, rounds: &[[f64; 3]]) -> Tax {
 async fn account(agent: &Agent, prefix: &str) -> Result<(u64, u64)> {
     let status = agent.status().await?;
     let programs = status["programs"].as_array().context("no programs")?;
-    let of_kind = programs
-        .iter()
-        .filter(|program| program["name"].as_str().is_some_and(|n| n.starts_with(prefix)));
+    let of_kind = programs.iter().filter(|program| {
+        program["name"]
+            .as_str()
+            .is_some_and(|n| n.starts_with(prefix))
+    });
     Ok(of_kind.fold((0, 0), |(runs, ns), program| {
         let number = |name: &str| program[name].as_u64().unwrap_or(0);
         (runs + number("runs"), ns + number("run_nanoseconds"))
@@ -265,6 +267,13 @@ async fn elapsed(agent: Option<&Agent>, kind: Kind, is_watched: bool, count: u32
         Some(agent) if is_watched => watched(agent, pid).await,
         _ => Ok(()),
     };
-    let ns = make(kind, count, pod(is_watched).as_ref(), ready, async || Ok(())).await?;
+    let ns = make(
+        kind,
+        count,
+        pod(is_watched).as_ref(),
+        ready,
+        async || Ok(()),
+    )
+    .await?;
     Ok(ns as f64 / f64::from(count))
 }
