@@ -327,8 +327,8 @@ warning: beware
 
  REPLICA ADMITTED WOULD_REJECT REJECTED UNRESOLVED CONNS    P50    P99 PENDING POD
 payments/orders (MonoVertex), mode audit
-       0        9            0        0          0     1 3.35ms 5.58ms      42 orders-mv-0-abcde
-       1        0            8        0          0     1  950µs  999µs       - orders-mv-1-abcde
+       0        9            0        0          0     1 3.35ms 5.59ms      42 orders-mv-0-abcde
+       1        0            8        0          0     1  975µs 1.00ms       - orders-mv-1-abcde
          ended CANCELLED 1
  unknown        7            0        0          0     1      -      -     n/a orders-mv-unknown-abcde
 payments/orders/in (Pipeline), mode off
