@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use object::{Object as _, ObjectSection as _};
 
-use crate::process;
 use crate::progress::Progress;
 use crate::setup::Lists;
 use crate::workspace::Workspace;
