@@ -30,4 +30,5 @@ pub mod scene;
 pub mod source;
 pub mod splitmix;
 pub mod stress;
+pub mod terminal;
 pub mod wait;

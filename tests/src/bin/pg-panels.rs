@@ -9,11 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use pendguard_tests::agent::binary;
 use pendguard_tests::dashboard::{Kind, Panel, fill_in, panels};
-use pendguard_tests::pictures::{Picture, Series, legend, register_fonts, slug};
+use pendguard_tests::pictures::{Picture, Series, draw_terminal, legend, register_fonts, slug};
 use pendguard_tests::prometheus::{Prometheus, rules};
 use pendguard_tests::scene::{Scene, Workload};
+use pendguard_tests::terminal::Terminal;
 use pendguard_tests::wait::wait_for;
+use tokio::process::Command;
 use tokio::signal::ctrl_c;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -96,14 +99,17 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let length = Duration::from_secs(arguments.seconds);
     // Until rates are taken over a full window they are too low.
     until_old(&scene.prometheus).await?;
+    let top = top(&scene)?;
     let start = now()?;
     println!("Auditing for {} s …", arguments.seconds);
     tokio::time::sleep(length).await;
+    draw_top(&top, "top-audit", &arguments.directory)?;
     let switch = now()?;
     println!("Enforcing for {} s …", arguments.seconds);
     scene.enforce().await?;
     let switched = now()?;
     tokio::time::sleep(length).await;
+    draw_top(&top, "top-enforce", &arguments.directory)?;
     let mut story = Story {
         range: (start, now()?),
         switch: (switch, switched),
@@ -118,6 +124,21 @@ async fn run(arguments: &Arguments) -> Result<()> {
         println!("skipped: {line}");
     }
     scene.end().await
+}
+
+/// `pendguard top`, in a terminal of the size that every terminal has.
+fn top(scene: &Scene) -> Result<Terminal> {
+    let mut command = Command::new(binary()?);
+    command.args(["top", "--api-socket"]);
+    command.arg(scene.agent.socket());
+    Terminal::run(command, 24, 80)
+}
+
+fn draw_top(top: &Terminal, name: &str, into: &Path) -> Result<()> {
+    let path = into.join(name).with_extension("png");
+    draw_terminal(&top.screen(), &path)?;
+    println!("{}", path.display());
+    Ok(())
 }
 
 /// What happened, as it is drawn.

@@ -11,17 +11,30 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::{Picture, scale};
 
 /// Debian's package fonts-dejavu-core, which `cargo xtask setup --tests` installs.
-const FONTS: [(FontStyle, &str); 2] = [
+const FONTS: [(&str, FontStyle, &str); 4] = [
     (
+        FAMILY,
         FontStyle::Normal,
         "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
     ),
     (
+        FAMILY,
         FontStyle::Bold,
         "/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf",
     ),
+    (
+        MONOSPACE,
+        FontStyle::Normal,
+        "/usr/share/fonts/truetype/dejavu/DejaVuSansMono.ttf",
+    ),
+    (
+        MONOSPACE,
+        FontStyle::Bold,
+        "/usr/share/fonts/truetype/dejavu/DejaVuSansMono-Bold.ttf",
+    ),
 ];
 const FAMILY: &str = "sans-serif";
+pub const MONOSPACE: &str = "monospace";
 
 /// Everything is twice as large as it will be shown, so that it is sharp on every screen.
 const SIZE: (u32, u32) = (1840, 680);
@@ -89,11 +102,11 @@ fn lighter(RGBColor(r, g, b): RGBColor) -> RGBColor {
 /// # Errors
 /// One isn't there.
 pub fn register_fonts() -> Result<()> {
-    for (style, path) in FONTS {
+    for (family, style, path) in FONTS {
         let font = std::fs::read(path)
             .with_context(|| format!("{path} (run `cargo xtask setup --tests`)"))?;
         // The drawing library keeps fonts until the program ends.
-        register_font(FAMILY, style, Box::leak(font.into_boxed_slice()))
+        register_font(family, style, Box::leak(font.into_boxed_slice()))
             .map_err(|_| anyhow!("{path} is no font"))?;
     }
     Ok(())

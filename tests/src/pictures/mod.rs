@@ -6,6 +6,7 @@ mod canvas;
 mod cells;
 mod lines;
 mod scale;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,6 +16,7 @@ use anyhow::{Context as _, Result};
 use crate::dashboard::{Kind, Unit};
 
 pub use canvas::register_fonts;
+pub use terminal::draw as draw_terminal;
 
 /// A panel with data.
 #[derive(Debug)]

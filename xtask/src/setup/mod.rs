@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use self::apt::Apt;
-pub use self::apt::unpack;
+pub use self::apt::Lists;
 pub use self::bpf_compiler::BpfCompiler;
 use self::bpf_compiler::FindBpfCompiler;
 use self::bpf_linker::InstallBpfLinker;

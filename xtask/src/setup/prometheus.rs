@@ -67,7 +67,7 @@ impl Step for FindPrometheus<'_> {
             apt.update(job)?;
         }
         let _ = std::fs::remove_dir_all(self.unpacked());
-        apt::unpack(&self.workspace.target("tools"), PACKAGE)
+        apt::Lists::of_machine().unpack(&self.workspace.target("tools"), PACKAGE)
     }
 }
 

@@ -4,29 +4,48 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use object::{Object as _, ObjectSection as _};
 
-use crate::process;
 use crate::progress::Progress;
-use crate::setup::unpack;
+use crate::setup::Lists;
 use crate::workspace::Workspace;
 
 /// The kernels that are known, as the user names them. All are Debian's for cloud machines: small, with everything that
 /// a node's kernel has.
-const SERIES: [Series; 2] = [
+const SERIES: [Series; 4] = [
+    Series {
+        name: "5.10",
+        suite: Some("bullseye"),
+        packages: &[("linux-image-5.10.", "-cloud-amd64-unsigned")],
+    },
     Series {
         name: "6.1",
-        prefix: "linux-image-6.1.",
-        suffix: "-cloud-amd64-unsigned",
+        suite: None,
+        packages: &[("linux-image-6.1.", "-cloud-amd64-unsigned")],
     },
     Series {
         name: "6.12",
-        prefix: "linux-image-6.12.",
-        suffix: "-cloud-amd64-unsigned",
+        suite: None,
+        packages: &[("linux-image-6.12.", "-cloud-amd64-unsigned")],
+    },
+    Series {
+        name: "7.2",
+        suite: Some("sid"),
+        packages: &[
+            ("linux-binary-7.2.", "-cloud-amd64"),
+            ("linux-modules-7.2.", "-cloud-amd64"),
+        ],
     },
 ];
+
+/// Those that `cargo xtask test` boots.
+const CHECKED: [&str; 2] = ["6.1", "6.12"];
+
+/// How old lists of other releases may be.
+const LISTS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the machine needs of its kernel to find its disk and the port to the host; a kernel that has one of them built in
 /// needs no module for it.
@@ -37,8 +56,10 @@ const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "ext4"
 pub struct Series {
     /// As the user writes it.
     pub name: &'static str,
-    prefix: &'static str,
-    suffix: &'static str,
+    /// The release that has it, where this machine's own doesn't.
+    suite: Option<&'static str>,
+    /// What the packages' names begin and end with: of the one that has the kernel, and then of others.
+    packages: &'static [(&'static str, &'static str)],
 }
 
 impl Series {
@@ -50,19 +71,33 @@ impl Series {
             .ok_or_else(|| format!("no such kernel here; there are {}", names().join(", ")))
     }
 
-    /// The newest package that the lists offer.
-    fn newest(&self, names: &str) -> Option<String> {
-        names
-            .lines()
-            .filter(|name| name.starts_with(self.prefix) && name.ends_with(self.suffix))
-            .max_by_key(|name| numbers(name))
-            .map(str::to_owned)
+    /// The lists that have its packages.
+    fn lists(&self, workspace: &Workspace) -> Result<Lists> {
+        match self.suite {
+            Some(suite) => {
+                let state = workspace.target(format!("vm/apt/{suite}"));
+                Lists::of_suites(&state, &[suite], LISTS_AGE)
+            }
+            None => Ok(Lists::of_machine()),
+        }
     }
 }
 
-/// All series.
-pub fn all() -> Vec<Series> {
-    SERIES.into()
+/// The newest package of these names that begins and ends so.
+fn newest(names: &str, (prefix, suffix): (&str, &str)) -> Option<String> {
+    names
+        .lines()
+        .filter(|name| name.starts_with(prefix) && name.ends_with(suffix))
+        .max_by_key(|name| numbers(name))
+        .map(str::to_owned)
+}
+
+/// Those that `cargo xtask test` boots.
+pub fn checked() -> Vec<Series> {
+    SERIES
+        .into_iter()
+        .filter(|series| CHECKED.contains(&series.name))
+        .collect()
 }
 
 /// Their names.
@@ -94,41 +129,55 @@ impl Kernel {
     pub fn fetch(workspace: &Workspace, series: Series, progress: &Progress) -> Result<Self> {
         let all = workspace.target("vm/kernels");
         fs::create_dir_all(&all).with_context(|| all.display().to_string())?;
-        let names = process::stdout(Command::new("apt-cache").args(["pkgnames", series.prefix]))
+        let lists = series
+            .lists(workspace)
             .context("kernels come as Debian's packages, through apt")?;
-        let package = series.newest(&names).with_context(|| {
-            format!(
-                "apt offers no package {}*{}: are its lists up to date?",
-                series.prefix, series.suffix
-            )
-        })?;
-        let directory = all.join(&package);
-        if !directory.exists() {
-            progress.live(&format!("downloading {package}"));
-            unpack(&all, &package)?;
+        let mut directories = Vec::new();
+        for (prefix, suffix) in series.packages {
+            let names = lists.names(prefix)?;
+            let package = newest(&names, (prefix, suffix)).with_context(|| {
+                format!("apt offers no package {prefix}*{suffix}: are its lists up to date?")
+            })?;
+            let directory = all.join(&package);
+            if !directory.exists() {
+                progress.live(&format!("downloading {package}"));
+                lists.unpack(&all, &package)?;
+            }
+            directories.push(directory);
         }
-        Self::in_directory(series, &directory)
-            .with_context(|| format!("the kernel in {}", directory.display()))
+        Self::in_directories(series, &directories)
+            .with_context(|| format!("the kernel in {}", directories[0].display()))
     }
 
-    fn in_directory(series: Series, directory: &Path) -> Result<Self> {
-        let boot = directory.join("boot");
-        let (image, release) = entries(&boot)?
-            .into_iter()
-            .find_map(|path| {
+    fn in_directories(series: Series, directories: &[PathBuf]) -> Result<Self> {
+        // Debian 13 and later have /lib in /usr.
+        let within = |places: [&'static str; 2]| {
+            directories
+                .iter()
+                .flat_map(move |directory| places.map(|place| directory.join(place)))
+                .filter(|place| place.is_dir())
+        };
+        let mut image = None;
+        for boot in within(["boot", "usr/boot"]) {
+            image = image.or(entries(&boot)?.into_iter().find_map(|path| {
                 let release = path.file_name()?.to_str()?.strip_prefix("vmlinuz-")?;
                 Some((path.clone(), release.to_owned()))
-            })
-            .context("no vmlinuz")?;
-        // Debian 13 and later have /lib in /usr.
-        let trees = ["lib/modules", "usr/lib/modules"].map(|tree| directory.join(tree));
-        let tree = trees
-            .iter()
-            .map(|tree| tree.join(&release))
-            .find(|tree| tree.exists())
-            .context("no modules")?;
+            }));
+        }
         let mut modules = HashMap::new();
-        collect(&tree, &mut modules)?;
+        for tree in within(["lib/modules", "usr/lib/modules"]) {
+            for of_release in entries(&tree)? {
+                // Later packages have the kernel beside its modules.
+                let beside = of_release.join("vmlinuz");
+                if beside.exists() && image.is_none() {
+                    let release = of_release.file_name().context("no release")?;
+                    image = Some((beside, release.to_string_lossy().into_owned()));
+                }
+                collect(&of_release, &mut modules)?;
+            }
+        }
+        let (image, release) = image.context("no vmlinuz")?;
+        ensure!(!modules.is_empty(), "no modules");
         Ok(Self {
             series,
             release,
@@ -238,7 +287,10 @@ mod tests {
                      linux-image-6.1.0-57-cloud-amd64-dbg\n\
                      linux-image-6.12.99+deb12-cloud-amd64-unsigned\n\
                      linux-image-6.12.117+deb12-cloud-amd64-unsigned\n";
-        let newest = |name| Series::named(name).expect("it is known").newest(names);
+        let newest = |name| {
+            let series = Series::named(name).expect("it is known");
+            newest(names, series.packages[0])
+        };
         assert_eq!(
             newest("6.1").as_deref(),
             Some("linux-image-6.1.0-56-cloud-amd64-unsigned")

@@ -206,7 +206,7 @@ pub fn impossible() -> Option<&'static str> {
 pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()> {
     let tests: &[&str] = if all { &CHECKED } else { &CHECKED_FIRST };
     let options = Options {
-        kernel: kernel::all(),
+        kernel: kernel::checked(),
         test: tests.iter().map(|test| (*test).to_owned()).collect(),
         env: Vec::new(),
         tap: None,
