@@ -331,6 +331,14 @@ impl Scrape {
         self.sum("pendguard_connections", &[("state", state)])
     }
 
+    /// What could not be parsed of what clients sent, by reason, without the zeros. Of answers nothing: where the other end speaks no
+    /// HTTP/2, or doesn't answer, these are without a time.
+    pub fn unparsed_sends(&self) -> BTreeMap<String, u64> {
+        let mut unparsed = self.unparsed();
+        unparsed.retain(|reason, _| !["answer", "untimed"].contains(&reason.as_str()));
+        unparsed
+    }
+
     /// All unparsed, by reason, without the zeros.
     pub fn unparsed(&self) -> BTreeMap<String, u64> {
         self.samples

@@ -77,7 +77,11 @@ async fn what_is_sent_is_rewritten() -> Result<()> {
     sends_that_are_sent_in_part(&agent).await?;
     what_goes_to_a_file_is_left_alone(&agent).await?;
     let scrape = agent.scrape().await?;
-    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    ensure!(
+        scrape.unparsed_sends().is_empty(),
+        "{:?}",
+        scrape.unparsed_sends()
+    );
     let labels = [("reason", "not_restored")];
     let left = scrape.sum("pendguard_enforcement_failures_total", &labels);
     ensure!(left == Some(0), "{left:?}");

@@ -58,7 +58,11 @@ async fn every_system_call_in_every_shape() -> Result<()> {
         }
     }
     let scrape = agent.scrape().await?;
-    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    ensure!(
+        scrape.unparsed_sends().is_empty(),
+        "{:?}",
+        scrape.unparsed_sends()
+    );
     raw.end().await?;
     agent.stop().await?;
     Ok(())
@@ -86,9 +90,9 @@ async fn partial_and_refused_sends() -> Result<()> {
             let scrape = agent.scrape().await?;
             let seen = scrape.pending(&pod.name, "would_reject");
             ensure!(
-                seen == expected && scrape.unparsed().is_empty(),
+                seen == expected && scrape.unparsed_sends().is_empty(),
                 "{kind} {call}: {seen} of {expected}, {:?}",
-                scrape.unparsed()
+                scrape.unparsed_sends()
             );
         }
     }
@@ -154,12 +158,12 @@ async fn malformed_http2() -> Result<()> {
         raw.run(&format!("send {fd} writev {}", request(1))).await?;
         raw.run(&format!("send {fd} writev {hex}")).await?;
         let after = agent.scrape().await?;
-        let more = |scrape: &Scrape| scrape.unparsed().get(reason).copied().unwrap_or(0);
+        let more = |scrape: &Scrape| scrape.unparsed_sends().get(reason).copied().unwrap_or(0);
         ensure!(
             more(&after) == more(&before) + 1,
             "{what}: {:?} after {:?}",
-            after.unparsed(),
-            before.unparsed()
+            after.unparsed_sends(),
+            before.unparsed_sends()
         );
         ensure!(
             after.connections("unsynced") == Some(1),
@@ -178,18 +182,18 @@ async fn malformed_http2() -> Result<()> {
     }
     // Ten megabytes of one header block, in CONTINUATION frames.
     let fd = raw.connection("unix").await?;
-    let before = agent.scrape().await?.unparsed().values().sum::<u64>();
+    let before = agent.scrape().await?.unparsed_sends().values().sum::<u64>();
     raw.run(&format!("headers {fd} 10")).await?;
     let after = agent.scrape().await?;
     ensure!(
-        after.unparsed().get("block_size") == Some(&1),
+        after.unparsed_sends().get("block_size") == Some(&1),
         "{:?}",
-        after.unparsed()
+        after.unparsed_sends()
     );
     ensure!(
-        after.unparsed().values().sum::<u64>() == before + 1,
+        after.unparsed_sends().values().sum::<u64>() == before + 1,
         "once, not once a send: {:?}",
-        after.unparsed()
+        after.unparsed_sends()
     );
     raw.run(&format!("send {fd} writev {}", request(101)))
         .await?;
@@ -235,7 +239,11 @@ async fn other_protocols() -> Result<()> {
         raw.run(&format!("send {fd} sendto {hex}")).await?;
     }
     let scrape = agent.scrape().await?;
-    ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
+    ensure!(
+        scrape.unparsed_sends().is_empty(),
+        "{:?}",
+        scrape.unparsed_sends()
+    );
     let fd = raw.run("connect tcp").await?;
     // The first bytes of a ClientHello in a TLS record, and what follows on that connection.
     raw.run(&format!(
@@ -247,11 +255,15 @@ async fn other_protocols() -> Result<()> {
         .await?;
     let scrape = agent.scrape().await?;
     ensure!(
-        scrape.unparsed().get("tls") == Some(&1),
+        scrape.unparsed_sends().get("tls") == Some(&1),
         "{:?}",
-        scrape.unparsed()
+        scrape.unparsed_sends()
     );
-    ensure!(scrape.unparsed().len() == 1, "{:?}", scrape.unparsed());
+    ensure!(
+        scrape.unparsed_sends().len() == 1,
+        "{:?}",
+        scrape.unparsed_sends()
+    );
     raw.end().await?;
     agent.stop().await?;
     Ok(())
@@ -298,9 +310,9 @@ async fn descriptors_that_come_back() -> Result<()> {
             .await?;
         let scrape = agent.scrape().await?;
         ensure!(
-            scrape.unparsed().is_empty(),
+            scrape.unparsed_sends().is_empty(),
             "{way}: {:?}",
-            scrape.unparsed()
+            scrape.unparsed_sends()
         );
         let seen = counted(&agent, &pod).await?;
         ensure!(seen == expected, "{way}: {seen} of {expected}");

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use plotters::prelude::*;
+use plotters::style::Color as _;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use vt100::{Cell, Color, Screen};
 
