@@ -26,7 +26,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
-    ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_OF, HISTOGRAMS, MESSAGES,
+    ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF, HISTOGRAMS, MESSAGES,
     RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange, unparsed,
     unparsed_times, watched,
 };
@@ -749,6 +749,7 @@ fn histogram(key: HistogramKey) -> Option<*mut Histogram> {
         return None;
     }
     let histogram = HISTOGRAMS.get_ptr_mut(number)?;
+    let whose = HISTOGRAM_KEYS.get_ptr_mut(number)?;
     /// `BPF_NOEXIST`: another CPU may be doing the same.
     const NEW_ONLY: u64 = 1;
     if HISTOGRAM_OF.insert(key, number, NEW_ONLY).is_err() {
@@ -757,8 +758,8 @@ fn histogram(key: HistogramKey) -> Option<*mut Histogram> {
         let number = HISTOGRAM_OF.get_ptr(key).map(|n| unsafe { *n })?;
         return HISTOGRAMS.get_ptr_mut(number);
     }
-    // SAFETY: the pointer leads into the map's value; the agent reads the key, a word of 8 bytes, when it reads the rest.
-    unsafe { (&raw mut (*histogram).key).write_volatile(key) };
+    // SAFETY: the pointer leads into the map's value, a word of 8 bytes, which the agent reads.
+    unsafe { whose.write_volatile(key) };
     Some(histogram)
 }
 

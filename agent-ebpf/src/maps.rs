@@ -137,6 +137,10 @@ pub static BOUNDS: Array<[u64; BOUNDS_TABLE]> = Array::with_max_entries(1, 0);
 #[map]
 pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(MAX_HISTOGRAMS, 0);
 
+/// Whose each of these is, by number; slot 0: nobody's.
+#[map]
+pub static HISTOGRAM_KEYS: Array<HistogramKey> = Array::with_max_entries(MAX_HISTOGRAMS, MMAPABLE);
+
 /// Which of these is whose.
 #[map]
 pub static HISTOGRAM_OF: HashMap<HistogramKey, u32> = HashMap::with_max_entries(MAX_HISTOGRAMS, 0);

@@ -16,6 +16,10 @@ use crate::tap::answers::ByCode;
 /// How long a replica that has gone is still shown, so that the last scrape sees its last counts.
 pub const SHOWN_AFTER_DEATH: Duration = Duration::from_secs(300);
 
+/// How many that have gone are shown at most: the last ones. Somebody who starts one process after the other, each under another name,
+/// fills neither the agent's memory nor Prometheus'.
+pub const MAX_GONE: usize = 1024;
+
 struct Process {
     identity: Identity,
     slot: u32,
@@ -301,23 +305,33 @@ impl Inventory {
     /// Forgets replicas that went long ago. Their rejected calls go on in another pod that is the same replica, so that
     /// the sum of both, which is exported, never falls while one of them is shown.
     pub fn expire(&mut self, now: SystemTime) {
+        let mut gone: Vec<SystemTime> = self.replicas.values().filter_map(|r| r.gone).collect();
+        // Those that went before this are too many.
+        let oldest = (gone.len() > MAX_GONE).then(|| {
+            let kept = gone.len() - MAX_GONE;
+            *gone.select_nth_unstable(kept).1
+        });
         let expired = |record: &Record| {
             record.gone.is_some_and(|gone| {
-                now.duration_since(gone)
-                    .is_ok_and(|age| age >= SHOWN_AFTER_DEATH)
+                oldest.is_some_and(|oldest| gone < oldest)
+                    || now
+                        .duration_since(gone)
+                        .is_ok_and(|age| age >= SHOWN_AFTER_DEATH)
             })
         };
-        for (identity, record) in self
+        let expired: Vec<_> = self.replicas.extract_if(.., |_, r| expired(r)).collect();
+        if expired.is_empty() {
+            return;
+        }
+        // Their rejected calls go on in another pod that is the same replica.
+        let mut heirs: HashMap<_, _> = self
             .replicas
-            .extract_if(.., |_, r| expired(r))
-            .collect::<Vec<_>>()
-        {
-            let heir = self
-                .replicas
-                .iter_mut()
-                .find(|(i, _)| i.same_replica(&identity));
-            if let Some((_, heir)) = heir {
-                heir.inherit(&record);
+            .iter_mut()
+            .map(|(identity, record)| (identity.place(), record))
+            .collect();
+        for (identity, record) in &expired {
+            if let Some(heir) = heirs.get_mut(&identity.place()) {
+                heir.inherit(record);
             }
         }
     }
@@ -422,6 +436,28 @@ mod tests {
         slot.unresolved = unresolved;
         slot.synced = 1;
         slot
+    }
+
+    #[test]
+    fn of_those_that_have_gone_the_last_are_kept() {
+        let mut inventory = Inventory::new(1);
+        let number = MAX_GONE as u32 + 100;
+        for replica in 0..number {
+            let at = NOW + Duration::from_millis(replica.into());
+            inventory.add(replica + 1, identity(replica), 0, USELESS, at);
+            inventory.remove(replica + 1, &Slot::ZERO, at);
+        }
+        // One that is there stays, however old.
+        inventory.add(number + 1, identity(number), 0, USELESS, NOW);
+        inventory.expire(NOW + Duration::from_secs(2));
+        let all = inventory.replicas(|_| Slot::ZERO);
+        assert_eq!(all.len(), MAX_GONE + 1);
+        let oldest = all
+            .iter()
+            .filter(|r| r.gone.is_some())
+            .map(|r| r.gone)
+            .min();
+        assert_eq!(oldest, Some(Some(NOW + Duration::from_millis(100))));
     }
 
     #[test]

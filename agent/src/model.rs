@@ -85,25 +85,26 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether both are the same replica of the same workload, in whatever pod.
-    pub fn same_replica(&self, other: &Self) -> bool {
-        let Self {
-            namespace,
-            kind,
-            workload,
-            vertex,
-            pod: _,
-            replica,
-        } = self;
-        (namespace, kind, workload, vertex, replica)
-            == (
-                &other.namespace,
-                &other.kind,
-                &other.workload,
-                &other.vertex,
-                &other.replica,
-            )
+    /// Which replica of which workload it is, in whatever pod.
+    pub fn place(&self) -> Place {
+        Place {
+            namespace: self.namespace.clone(),
+            kind: self.kind,
+            workload: self.workload.clone(),
+            vertex: self.vertex.clone(),
+            replica: self.replica,
+        }
     }
+}
+
+/// A replica of a workload. Pods come and go in its place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    namespace: String,
+    kind: Kind,
+    workload: String,
+    vertex: String,
+    replica: Replica,
 }
 
 /// What happens to watched calls of replicas that are not allowed.

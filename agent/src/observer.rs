@@ -150,7 +150,10 @@ impl Observer {
                 (!state.ending.is_empty(), state.enforcement.due())
             };
             tokio::select! {
-                result = next(&mut events, |event| self.state().event(event)) => result?,
+                result = next(&mut events, |event| self.state().event(event)) => {
+                    result?;
+                    self.state().join();
+                }
                 () = until(due) => self.state().join(),
                 _ = farewell.tick(), if ending => self.state().farewell(),
                 _ = calls.tick(), if watched => self.hand_on(logged).await,
@@ -218,10 +221,8 @@ impl State {
                     self.ended(event.tgid);
                 }
             }
-            event::CONNECT => {
-                self.enforcement.want(event.tgid);
-                self.join();
-            }
+            // However many begin, the joins come once the events have been taken.
+            event::CONNECT => self.enforcement.want(event.tgid),
             _ => {}
         }
     }
@@ -441,12 +442,7 @@ impl State {
     /// What is known of the answers to the calls of a slot's process.
     fn answered(&self, slot: u32) -> Answered {
         Answered {
-            durations: self
-                .tap
-                .answers
-                .durations()
-                .remove(&slot)
-                .unwrap_or_default(),
+            durations: self.tap.answers.durations_of(slot),
             pending: self.tap.answers.pending(slot),
         }
     }
@@ -729,7 +725,8 @@ impl State {
         if self.warnings.contains(&warning) {
             return;
         }
-        tracing::warn!("{warning}");
+        // It may have names in it that a pod has made up: they make no line of their own.
+        tracing::warn!("{}", warning.escape_debug());
         if self.warnings.len() == WARNINGS {
             self.warnings.pop_front();
         }

@@ -132,6 +132,9 @@ pub struct HistogramKey {
 }
 
 impl HistogramKey {
+    /// Nobody's.
+    pub const NONE: Self = Self { slot: 0, what: 0 };
+
     /// The key of these.
     #[inline(always)]
     pub const fn new(slot: u32, method: u32, code: u32) -> Self {
@@ -152,8 +155,6 @@ impl HistogramKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram {
-    /// Whose it is; slot 0: nobody's.
-    pub key: HistogramKey,
     /// The sum of all durations, in ns.
     pub sum: u64,
     /// How many in each bucket ([`bucket`]).
@@ -163,13 +164,12 @@ pub struct Histogram {
 impl Histogram {
     /// Nobody's.
     pub const ZERO: Self = Self {
-        key: HistogramKey { slot: 0, what: 0 },
         sum: 0,
         buckets: [0; BUCKETS],
     };
 }
 
-const _: () = assert!(size_of::<Histogram>() == 16 + 8 * BUCKETS);
+const _: () = assert!(size_of::<Histogram>() == 8 + 8 * BUCKETS);
 
 /// The message of the answer that ended last of a process's calls of one method that has one. Read through `mmap`; whole where
 /// [`Message::written`] is the same before and after, and [`Message::lock`] is 0.

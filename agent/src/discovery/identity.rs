@@ -83,6 +83,10 @@ pub enum Unidentified {
     /// A variable's value is not UTF-8, so no label can carry it.
     #[error("{0} is not UTF-8")]
     NotUtf8(&'static str),
+    /// A variable's value is no name that Kubernetes allows (a DNS subdomain: RFC 1123, at most 253 letters, digits, `-` and `.`), so
+    /// nothing in the cluster is called so.
+    #[error("{0} is no name that Kubernetes allows")]
+    NotAName(&'static str),
 }
 
 /// Tells what the process with this environment block is (`/proc/<pid>/environ`).
@@ -142,12 +146,13 @@ impl<'a> Environment<'a> {
         self.0.get(key).copied()
     }
 
-    /// A name: set, not empty, UTF-8.
+    /// A name: set, not empty, and one that Kubernetes allows.
     fn name(&self, key: &'static str) -> Result<String, Unidentified> {
         match self.get(key) {
             None | Some([]) => Err(Unidentified::Missing(key)),
             Some(value) => match std::str::from_utf8(value) {
-                Ok(value) => Ok(value.to_owned()),
+                Ok(value) if is_name(value) => Ok(value.to_owned()),
+                Ok(_) => Err(Unidentified::NotAName(key)),
                 Err(_) => Err(Unidentified::NotUtf8(key)),
             },
         }
@@ -156,6 +161,19 @@ impl<'a> Environment<'a> {
     fn has(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| !value.is_empty())
     }
+}
+
+/// Whether it is a DNS subdomain (RFC 1123), as Kubernetes asks of names.
+fn is_name(text: &str) -> bool {
+    const LONGEST: usize = 253;
+    let inner = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-';
+    text.len() <= LONGEST
+        && text.split('.').all(|label| {
+            let label = label.as_bytes();
+            label.iter().all(|octet| inner(*octet))
+                && label.first().is_some_and(|first| *first != b'-')
+                && label.last() != Some(&b'-')
+        })
 }
 
 /// Whose process it is; `None` if it is no replica's.
@@ -244,7 +262,12 @@ fn role(environment: &Environment<'_>, kind: Kind) -> Role {
     match serde_json::from_slice::<Object>(&json) {
         Ok(Object { spec: Some(spec) }) => spec.role(),
         Ok(Object { spec: None }) => unreadable(&"it has no spec"),
-        Err(error) => unreadable(&error),
+        // The error itself quotes what it doesn't like, which is the pod's.
+        Err(error) => unreadable(&format!(
+            "no JSON of a vertex, line {} column {}",
+            error.line(),
+            error.column()
+        )),
     }
 }
 
@@ -446,6 +469,35 @@ mod tests {
     }
 
     #[test]
+    fn names_that_kubernetes_would_refuse_are_refused() {
+        for name in [
+            "Orders",
+            "a_b",
+            "a b",
+            "a\nb",
+            "a\u{1b}[2Jb",
+            "ä",
+            "-a",
+            "a-",
+            "a..b",
+            ".",
+            &"a".repeat(254),
+        ] {
+            for key in [NAMESPACE, POD, MONO_VERTEX_NAME] {
+                assert_eq!(
+                    classify(&block(&[&[(key, name)], MONO].concat())),
+                    Class::Unidentified(Unidentified::NotAName(key)),
+                    "{name:?}"
+                );
+            }
+        }
+        for name in ["a", "0", "a-b.c-0", &"a".repeat(253)] {
+            let source = source(classify(&block(&[&[(POD, name)], MONO].concat())));
+            assert_eq!(source.identity.pod, name);
+        }
+    }
+
+    #[test]
     fn of_a_variable_set_twice_the_first_counts() {
         let source = source(classify(&block(&[MONO, &[(REPLICA, "7")]].concat())));
         assert_eq!(source.identity.replica, Replica::Number(2));
@@ -462,8 +514,8 @@ mod tests {
         // The last entry needs no NUL, and a value may hold further signs of equality.
         let end = bytes.len() - 1;
         assert!(matches!(classify(&bytes[..end]), Class::Source(_)));
-        let odd = source(with(MONO, &[(POD, "a=b")]));
-        assert_eq!(odd.identity.pod, "a=b");
+        let odd = with(MONO, &[(POD, "a=b")]);
+        assert_eq!(odd, Class::Unidentified(Unidentified::NotAName(POD)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! For other users' `environ` it takes CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH. Pids are those of the pid namespace that
 //! `/proc` was mounted in, which must be the initial one: the programs know no other.
 
-use std::io;
+use std::io::{self, Read as _};
 
 use procfs::process::{ProcState, Process};
 
@@ -14,16 +14,34 @@ pub fn pids() -> io::Result<Vec<u32>> {
         .collect())
 }
 
+/// Octets of an environment at most. A program can be started with 6 MiB of arguments and environment (`_STK_LIM / 4 * 3` in the kernel's
+/// `fs/exec.c`), but one may move its environment to any part of its memory (`PR_SET_MM_MAP`), however large.
+pub const MAX_ENVIRON: u64 = 6 * 1024 * 1024;
+
 /// The environment that a process was started with: `NAME=value` strings, each ended by a NUL.
 ///
-/// Empty for a kernel thread and for a process that ended but was not waited for.
+/// Empty for a kernel thread and for a process that ended but was not waited for. An error where it is larger than [`MAX_ENVIRON`].
 pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
     let path = format!("/proc/{pid}/environ");
-    let environ = std::fs::read(&path)?;
+    let environ = limited(&path)?;
     // A process that runs another program meanwhile takes its memory away between two reads, and half an environment is
     // somebody else's. The next look finds the new program's.
     if environ.last().is_some_and(|last| *last != 0) {
-        return std::fs::read(&path);
+        return limited(&path);
+    }
+    Ok(environ)
+}
+
+fn limited(path: &str) -> io::Result<Vec<u8>> {
+    let mut environ = Vec::new();
+    std::fs::File::open(path)?
+        .take(MAX_ENVIRON + 1)
+        .read_to_end(&mut environ)?;
+    if environ.len() as u64 > MAX_ENVIRON {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("{path} has more than {MAX_ENVIRON} octets"),
+        ));
     }
     Ok(environ)
 }

@@ -1,6 +1,5 @@
 //! What the programs keep of answers: durations, messages, the calls under way, and calls as they happen.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::Ordering;
@@ -23,9 +22,6 @@ use crate::durations::Durations;
 /// The method whose answer is a pending count.
 const PENDING: &str = "/source.v1.Source/PendingFn";
 
-/// Numbers beyond the highest one known that are looked at: histograms are taken from a stack, so new ones come next.
-const AHEAD: u32 = 64;
-
 /// Tries to read a message whole.
 const TRIES: usize = 8;
 
@@ -37,16 +33,16 @@ type AnswerBytes = [u8; size_of::<Answers>()];
 
 /// The maps of the answer side.
 pub struct Answering {
-    histograms: Array<MapData, Histogram>,
-    messages: MappedArray<Message>,
-    histogram_of: HashMap<MapData, HistogramKey, u32>,
-    free: Stack<MapData, u32>,
-    connections: HashMap<MapData, ConnKey, AnswerBytes>,
-    gone: HashMap<MapData, GoneKey, AnswerBytes>,
-    calls: RingBuf<MapData>,
-    /// Histograms up to this number have been in use.
-    high: Cell<u32>,
-    on: bool,
+    pub(super) histograms: Array<MapData, Histogram>,
+    /// Whose each is. Mapped, so that those of one process are found without a system call for each that there is.
+    pub(super) histogram_keys: MappedArray<HistogramKey>,
+    pub(super) messages: MappedArray<Message>,
+    pub(super) histogram_of: HashMap<MapData, HistogramKey, u32>,
+    pub(super) free: Stack<MapData, u32>,
+    pub(super) connections: HashMap<MapData, ConnKey, AnswerBytes>,
+    pub(super) gone: HashMap<MapData, GoneKey, AnswerBytes>,
+    pub(super) calls: RingBuf<MapData>,
+    pub(super) on: bool,
 }
 
 /// Fills the tables that the programs look things up in.
@@ -70,28 +66,6 @@ pub(super) fn fill(object: &Object) -> Result<(), TapError> {
 }
 
 impl Answering {
-    pub(super) fn new(
-        histograms: Array<MapData, Histogram>,
-        messages: MappedArray<Message>,
-        histogram_of: HashMap<MapData, HistogramKey, u32>,
-        free: Stack<MapData, u32>,
-        connections: HashMap<MapData, ConnKey, AnswerBytes>,
-        gone: HashMap<MapData, GoneKey, AnswerBytes>,
-        calls: RingBuf<MapData>,
-    ) -> Self {
-        Self {
-            histograms,
-            messages,
-            histogram_of,
-            free,
-            connections,
-            gone,
-            calls,
-            high: Cell::new(0),
-            on: false,
-        }
-    }
-
     /// Answers are followed from now on.
     pub(super) fn follow(&mut self, control: &MappedArray<Control>, methods: &[String]) {
         self.on = true;
@@ -100,11 +74,6 @@ impl Answering {
         if let Some(place) = control.atomic(0, offset_of!(Control, answers)) {
             place.store(word, Ordering::Relaxed);
         }
-    }
-
-    /// Another agent has used the maps before.
-    pub(super) fn look_at_all(&mut self) {
-        self.high.set(MAX_HISTOGRAMS - 1);
     }
 
     /// Whether answers are followed.
@@ -120,39 +89,44 @@ impl Answering {
         )
     }
 
-    /// The histograms that are somebody's.
-    fn used(&self) -> impl Iterator<Item = (u32, Histogram)> + '_ {
-        let mut number = 0;
-        std::iter::from_fn(move || {
-            loop {
-                number += 1;
-                if number >= MAX_HISTOGRAMS || number > self.high.get() + AHEAD {
-                    return None;
-                }
-                let histogram = self.histograms.get(&number, 0).ok()?;
-                if histogram.key.slot != 0 {
-                    self.high.set(self.high.get().max(number));
-                    return Some((number, histogram));
-                }
-            }
+    /// The histograms that are somebody's, by number.
+    fn used(&self) -> impl Iterator<Item = (u32, HistogramKey)> + '_ {
+        (1..MAX_HISTOGRAMS).filter_map(|number| {
+            let key = self.histogram_keys.get(number)?;
+            (key.slot != 0).then_some((number, key))
         })
     }
 
     /// How long calls took, by slot.
     pub fn durations(&self) -> StdHashMap<u32, ByCode> {
         let mut all: StdHashMap<u32, ByCode> = StdHashMap::new();
-        for (_, histogram) in self.used() {
-            let (method, code) = histogram.key.of();
-            let durations = Durations::new(&histogram.buckets, histogram.sum);
-            if let (Some(code), Some(durations)) = (Code::of(code), durations) {
-                all.entry(histogram.key.slot)
-                    .or_default()
-                    .entry((method as usize, code))
-                    .or_default()
-                    .add(&durations);
-            }
+        for (number, key) in self.used() {
+            self.add(number, key, all.entry(key.slot).or_default());
         }
         all
+    }
+
+    /// How long the calls of a slot's process took.
+    pub fn durations_of(&self, slot: u32) -> ByCode {
+        let mut durations = ByCode::new();
+        for (number, key) in self.used().filter(|(_, key)| key.slot == slot) {
+            self.add(number, key, &mut durations);
+        }
+        durations
+    }
+
+    /// Adds what a histogram has.
+    fn add(&self, number: u32, key: HistogramKey, to: &mut ByCode) {
+        let (method, code) = key.of();
+        let Ok(histogram) = self.histograms.get(&number, 0) else {
+            return;
+        };
+        let durations = Durations::new(&histogram.buckets, histogram.sum);
+        if let (Some(code), Some(durations)) = (Code::of(code), durations) {
+            to.entry((method as usize, code))
+                .or_default()
+                .add(&durations);
+        }
     }
 
     /// The pending count that a slot's process was answered last, and when (ns since boot).
@@ -178,14 +152,11 @@ impl Answering {
     /// Gives back what a slot has, which no process has any more.
     pub fn release(&mut self, slot: u32) -> Result<(), String> {
         self.messages.set(slot, Message::ZERO);
-        let numbers: Vec<_> = self
-            .used()
-            .filter(|(_, histogram)| histogram.key.slot == slot)
-            .map(|(number, histogram)| (number, histogram.key))
-            .collect();
-        for (number, key) in numbers {
+        let all: Vec<_> = self.used().filter(|(_, key)| key.slot == slot).collect();
+        for (number, key) in all {
             let _ = self.histogram_of.remove(&key);
             (self.histograms.set(number, Histogram::ZERO, 0)).map_err(|e| e.to_string())?;
+            self.histogram_keys.set(number, HistogramKey::NONE);
             self.free.push(number, 0).map_err(|e| e.to_string())?;
         }
         Ok(())

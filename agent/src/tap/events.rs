@@ -7,6 +7,9 @@ use aya::maps::{MapData, RingBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// Events that are handed over before anything else has its turn.
+const AT_ONCE: usize = 256;
+
 /// The ring buffer of process events.
 pub struct Events(AsyncFd<Ring>);
 
@@ -27,15 +30,19 @@ impl Events {
         Ok(Self(ring.map_err(std::io::Error::from)?))
     }
 
-    /// Waits until there are events and hands over all that are there. Safe to drop while it waits.
+    /// Waits until there are events and hands over those that are there, [`AT_ONCE`] at most: a process that makes them without end
+    /// keeps the agent from nothing else. Safe to drop while it waits.
     pub async fn next(&mut self, mut event: impl FnMut(ProcEvent)) -> std::io::Result<()> {
         let mut guard = self.0.readable_mut().await?;
-        while let Some(item) = guard.get_inner_mut().0.next() {
+        for _ in 0..AT_ONCE {
+            let Some(item) = guard.get_inner_mut().0.next() else {
+                guard.clear_ready();
+                break;
+            };
             if let Some(parsed) = parse(&item) {
                 event(parsed);
             }
         }
-        guard.clear_ready();
         Ok(())
     }
 }

@@ -190,15 +190,17 @@ impl Maps<'_> {
             slots: self.mapped("SLOTS", MAX_SLOTS)?,
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
-            answers: Answering::new(
-                self.take("HISTOGRAMS")?,
-                self.mapped("MESSAGES", MAX_SLOTS)?,
-                self.take("HISTOGRAM_OF")?,
-                self.take("FREE_HISTOGRAMS")?,
-                self.take("ANSWERS")?,
-                self.take("GONE")?,
-                self.take("CALLS")?,
-            ),
+            answers: Answering {
+                histograms: self.take("HISTOGRAMS")?,
+                histogram_keys: self.mapped("HISTOGRAM_KEYS", MAX_HISTOGRAMS)?,
+                messages: self.mapped("MESSAGES", MAX_SLOTS)?,
+                histogram_of: self.take("HISTOGRAM_OF")?,
+                free: self.take("FREE_HISTOGRAMS")?,
+                connections: self.take("ANSWERS")?,
+                gone: self.take("GONE")?,
+                calls: self.take("CALLS")?,
+                on: false,
+            },
             enforcer: Some(EnforcerMaps {
                 gated: self.take("GATED")?,
                 obstacles: self.take("OBSTACLES")?,
@@ -320,7 +322,6 @@ pub fn adopt(
     }
     if sights.answers {
         tap.answers.follow(&tap.control, &sights.methods);
-        tap.answers.look_at_all();
     }
     Ok(tap)
 }
