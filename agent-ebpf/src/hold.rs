@@ -3,7 +3,7 @@
 //! The gate can only be put before a socket whose receive queue is empty, and nothing may arrive between the look at the queue
 //! and the insertion (a buffer that is half read then would be delivered twice). The agent marks the connection in
 //! [`Slot::hold`]; a send that begins meanwhile waits here, at the entry of its system call, until the mark is gone: some
-//! microseconds, and never more than [`ROUNDS`] looks at it. A send that had begun before is seen by
+//! microseconds, never more than [`ROUNDS`] looks at it, and never beyond the moment that the mark names. A send that had begun before is seen by
 //! [`Tracked::sending`].
 //!
 //! `hold_write`, `hold_writev`, `hold_sendto`, `hold_sendmsg`: tracepoints `syscalls/sys_enter_*`, attached only while
@@ -74,16 +74,26 @@ fn entered(ctx: &TracePointContext) -> u32 {
     let hold = unsafe { &raw const (*slot).hold };
     for _ in 0..ROUNDS {
         // SAFETY: as above.
-        if unsafe { hold.read_volatile() } == 0 {
+        let until = unsafe { hold.read_volatile() };
+        if until == 0 {
             return 0;
         }
+        if now() > until {
+            break;
+        }
         for _ in 0..abi::HOLD_READS {
-            // SAFETY: the helper takes nothing and returns a number; it is called for the time it takes.
-            unsafe { bpf_ktime_get_boot_ns() };
+            // For the time that it takes.
+            now();
         }
     }
     broken(slot);
     0
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing and returns a number.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// Marks the send as begun, with a full barrier before the mark of the hold is read: the agent sets that mark, and then reads

@@ -44,10 +44,10 @@ pub struct Edits {
 
 programs! {
     fentry FEntryContext:
-    edit_write, edit_write_fentry Files |ctx| entered(ctx, Shape::Buffer);
-    edit_writev, edit_writev_fentry Files |ctx| entered(ctx, Shape::Vector);
-    edit_sendto, edit_sendto_fentry Sockets |ctx| entered(ctx, Shape::Buffer);
-    edit_sendmsg, edit_sendmsg_fentry Sockets |ctx| entered(ctx, Shape::Message);
+    edit_write, edit_write_fentry Files |ctx| entered(ctx, Shape::Buffer, 0);
+    edit_writev, edit_writev_fentry Files |ctx| entered(ctx, Shape::Vector, 0);
+    edit_sendto, edit_sendto_fentry Sockets |ctx| entered(ctx, Shape::Buffer, ctx.fourth());
+    edit_sendmsg, edit_sendmsg_fentry Sockets |ctx| entered(ctx, Shape::Message, ctx.arguments()[2]);
     edit_walk, edit_walk_fentry Files, edit_walk_fentry_net Sockets |ctx| edits(ctx);
 }
 
@@ -57,9 +57,13 @@ programs! {
     replay, replay_fexit Files, replay_fexit_net Sockets |ctx| replayed(ctx);
 }
 
+/// `MSG_ZEROCOPY`: the kernel reads the sender's memory when it transmits, and again when it must transmit anew, long after the call. What
+/// is put back at the call's end would be sent then, so nothing of such a send is overwritten.
+const ZEROCOPY: u64 = 0x400_0000;
+
 /// The entry of a send.
 #[inline(always)]
-fn entered(ctx: &impl Hook, shape: Shape) -> u32 {
+fn entered(ctx: &impl Hook, shape: Shape, flags: u64) -> u32 {
     let thread = bpf_get_current_pid_tgid();
     let tgid = (thread >> 32) as u32;
     let Some(target) = TARGETS.get_ptr(tgid) else {
@@ -70,6 +74,9 @@ fn entered(ctx: &impl Hook, shape: Shape) -> u32 {
     if let Some(edits) = EDITS.get_ptr(thread) {
         // SAFETY: it is a map value. The exit of this send will put those bytes back, if they are still there.
         unsafe { (*edits).stale.set(1) };
+        return 0;
+    }
+    if flags & ZEROCOPY != 0 {
         return 0;
     }
     let [fd, address, count] = ctx.arguments();

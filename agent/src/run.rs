@@ -30,8 +30,10 @@ const ABANDON: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to stop.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
-    // One thread: the agent is woken by scrapes and by processes that come and go, never by calls.
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // One thread for the observer, this one, and one for whoever asks: the agent is woken by scrapes and by processes that come and go, never
+    // by calls. While the observer looks around, or loads programs, `/healthz` is answered all the same.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
         .enable_all()
         .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS)
         .build()
@@ -57,10 +59,12 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             .context("the tap's thread")??;
         let methods = settings.methods.clone();
         let observer = Observer::new(tap, methods, settings.policy.clone(), enforcement);
-        // Scrapes are answered while the observer still looks around; `/readyz` says when it has.
+        let engine: Arc<dyn Engine> = Arc::clone(&observer) as _;
+        let served = tokio::spawn(serve(engine, bound, settings.otlp.clone(), shutdown.wait()));
+        // `/readyz` says when the observer has looked around.
         tokio::select! {
-            result = Arc::clone(&observer).run() => result.context("following the processes of the node")?,
-            result = serve(observer, bound, settings.otlp.clone(), shutdown.wait()) => result?,
+            result = observer.run() => result.context("following the processes of the node")?,
+            result = served => result.context("the servers")??,
         }
         anyhow::Ok(())
     });

@@ -220,7 +220,8 @@ pub struct Slot {
     pub latched: u64,
     /// Connections that the gate stands before.
     pub gated: u64,
-    /// Not 0: no send of the process may begin just now, for some ms at most: the gate joins.
+    /// Until when no send of the process may begin, in ns since boot, since the gate joins; 0: it may. Some ms ahead, so that an agent
+    /// that dies meanwhile holds nothing.
     pub hold: u64,
     /// Not 0: a send could not be held any longer.
     pub broken: u64,

@@ -38,6 +38,7 @@ pub fn all(root: &Path) -> Result<Vec<Detached>, PinError> {
     if !root.is_dir() {
         return Ok(Vec::new());
     }
+    pins::ensure_own(root)?;
     let _lock = pins::lock(root)?;
     let failed = |e: std::io::Error| PinError::Pin {
         path: root.to_owned(),

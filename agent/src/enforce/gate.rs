@@ -23,6 +23,7 @@ use rustix::net::sockopt;
 
 use super::peer::{self, Process, Transport};
 use super::{Obstacles, View, epoch, word32, word64};
+use crate::observer::since_boot;
 
 /// Bytes of a gated connection's state.
 pub const GATED: usize = size_of::<Gated>();
@@ -234,6 +235,10 @@ impl Gate {
                 unready |= word32(&bytes, tracked::STATUS) == status::UNSYNCED;
                 continue;
             }
+            // Of a number that came back as a file, nothing is wanted: to close a duplicate of it may wait for whoever serves that file.
+            if !peer::is_socket(pid, key.fd) {
+                continue;
+            }
             let Ok(socket) = process.descriptor(key.fd) else {
                 continue;
             };
@@ -282,7 +287,8 @@ impl Gate {
         }
         broken.store(0, Ordering::Relaxed);
         let begun = Instant::now();
-        hold.store(1, Ordering::SeqCst);
+        let held = u64::try_from(8 * self.hold.as_nanos()).unwrap_or(u64::MAX);
+        hold.store(since_boot().saturating_add(held), Ordering::SeqCst);
         // A send that begins from here on sees the mark; one that began before is seen below.
         fence(Ordering::SeqCst);
         let result = self.insert_held(open, ends, target, view, begun);
@@ -407,7 +413,7 @@ impl Gate {
 fn held_for() -> Duration {
     let begun = Instant::now();
     for _ in 0..HOLD_ROUNDS {
-        std::hint::black_box(crate::observer::since_boot());
+        std::hint::black_box(since_boot());
     }
     begun.elapsed() * HOLD_READS
 }

@@ -140,7 +140,11 @@ impl Enforcement {
         };
         // Without a pin directory nothing was ever pinned, and nothing is to be made for an audit.
         if pins::is_bpffs(&this.plan.pin_dir) && this.plan.pin_dir.is_dir() {
-            this.take()?;
+            match this.take() {
+                // Whoever made it keeps the agent from nothing but enforcing, which asks again.
+                Err(error @ PinError::Foreign { .. }) => tracing::warn!("{error}"),
+                result => result?,
+            }
         }
         let tap = match this.pins.as_ref().and_then(Pins::found) {
             None => {

@@ -6,6 +6,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -39,8 +41,8 @@ impl Process {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(format!("/proc/{}/fd", self.pid))?.take(DESCRIPTORS) {
             let entry = entry?;
-            let is_socket = std::fs::read_link(entry.path())
-                .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
+            let is_socket =
+                std::fs::read_link(entry.path()).is_ok_and(|target| is_socket_link(&target));
             let number = entry
                 .file_name()
                 .to_str()
@@ -51,6 +53,16 @@ impl Process {
         }
         Ok(found)
     }
+}
+
+/// Whether a process's descriptor is a socket. Nothing is opened for it.
+pub fn is_socket(pid: u32, fd: u32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|target| is_socket_link(&target))
+}
+
+/// Whether a descriptor's link leads to a socket.
+fn is_socket_link(target: &Path) -> bool {
+    target.as_os_str().as_bytes().starts_with(b"socket:")
 }
 
 /// What kind of socket a client's connection is.

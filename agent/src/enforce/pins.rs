@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use agent_common::abi;
@@ -46,6 +46,16 @@ pub enum PinError {
         path: PathBuf,
         /// Its pid, or a question mark.
         pid: String,
+    },
+    /// Somebody else's directory.
+    #[error(
+        "{path} {what}: whoever that is could change what is enforced; remove it, or name another directory (--pin-dir)"
+    )]
+    Foreign {
+        /// The pin directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
     },
     /// A file.
     #[error("{path}: {reason}")]
@@ -95,7 +105,12 @@ impl Pins {
         if !is_bpffs(root) {
             mount_bpffs(root)?;
         }
-        fs::create_dir_all(root).map_err(|e| PinError::at(root, &e))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(root)
+            .map_err(|e| PinError::at(root, &e))?;
+        ensure_own(root)?;
         let lock = lock(root)?;
         let mut hasher = DefaultHasher::new();
         object.hash(&mut hasher);
@@ -149,6 +164,28 @@ impl Drop for Pins {
         // Only where it is empty.
         let _ = fs::remove_dir(&self.root);
     }
+}
+
+/// Makes sure that nobody else has made the pin directory, or can put anything into it: what is pinned there is run, and what isn't wanted is
+/// removed.
+pub fn ensure_own(root: &Path) -> Result<(), PinError> {
+    let found = fs::symlink_metadata(root).map_err(|e| PinError::at(root, &e))?;
+    let foreign = |what: String| PinError::Foreign {
+        path: root.to_owned(),
+        what,
+    };
+    if !found.is_dir() {
+        return Err(foreign("is no directory".to_owned()));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if found.uid() != user {
+        return Err(foreign(format!("belongs to user {}", found.uid())));
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(foreign(format!("can be written by others (mode {mode:o})")));
+    }
+    Ok(())
 }
 
 /// Takes the lock of the pin directory; it ends with its process.
@@ -248,7 +285,8 @@ fn mount_bpffs(root: &Path) -> Result<(), PinError> {
         HOME,
         "bpf",
         MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        None,
+        // As systemd does it: others have no business there.
+        Some(c"mode=0700"),
     )
     .map_err(|e| refused(format!("mounting one on {HOME} failed: {e}")))?;
     tracing::info!("mounted a bpffs on {HOME}");
@@ -363,6 +401,31 @@ fn terminated(path: &Path) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Not on a bpffs, which makes no difference to whose it is.
+    #[test]
+    fn a_directory_of_somebody_else_is_refused() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().join("own");
+        fs::create_dir(&own).unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+        ensure_own(&own).unwrap();
+        let link = directory.path().join("link");
+        symlink(&own, &link).unwrap();
+        let refused = ensure_own(&link).unwrap_err().to_string();
+        assert!(refused.contains("is no directory"), "{refused}");
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o1777)).unwrap();
+        let refused = ensure_own(&own).unwrap_err().to_string();
+        assert!(refused.contains("mode 1777"), "{refused}");
+        // Only root can give one away.
+        if rustix::process::geteuid().is_root() {
+            fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+            std::os::unix::fs::chown(&own, Some(12_345), None).unwrap();
+            let refused = ensure_own(&own).unwrap_err().to_string();
+            assert!(refused.contains("belongs to user 12345"), "{refused}");
+        }
+    }
 
     #[test]
     fn only_what_an_agent_made_is_ours() {

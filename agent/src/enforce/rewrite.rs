@@ -4,14 +4,13 @@
 //! connections that are older, /proc tells; a descriptor that is closed meanwhile, and used again, is seen by looking twice.
 
 use std::collections::BTreeSet;
-use std::os::unix::ffi::OsStrExt as _;
 use std::time::Instant;
 
 use agent_common::abi::{ConnKey, tracked};
 use agent_common::h2::track::status;
 use aya::maps::{HashMap, MapData};
 
-use super::{Obstacles, View, epoch, word32};
+use super::{Obstacles, View, epoch, peer, word32};
 
 /// Sweeps between two looks for what is gone, and for connections that nobody told of.
 const LOOK: u64 = 10;
@@ -61,12 +60,12 @@ impl Rewrite {
                     .connected
                     .get(&key, 0)
                     .is_ok_and(|of| of == target.epoch);
-                if !follows || known || !is_socket(key) {
+                if !follows || known || !peer::is_socket(key.tgid, key.fd) {
                     continue;
                 }
                 if let Err(error) = self.connected.insert(key, target.epoch, 0) {
                     tracing::warn!(pid, "its calls can't be rejected: {error}");
-                } else if !is_socket(key) {
+                } else if !peer::is_socket(key.tgid, key.fd) {
                     let _ = self.connected.remove(&key);
                 }
             }
@@ -93,10 +92,4 @@ impl Rewrite {
         self.waiting.extend(pids);
         super::forget_gone(&mut self.obstacles, view);
     }
-}
-
-/// Whether a descriptor is a socket.
-fn is_socket(key: ConnKey) -> bool {
-    std::fs::read_link(format!("/proc/{}/fd/{}", key.tgid, key.fd))
-        .is_ok_and(|target| target.as_os_str().as_bytes().starts_with(b"socket:"))
 }

@@ -547,8 +547,7 @@ fn net_admin(facts: &Facts) -> Check {
         Need::Gate,
         "cap_net_admin",
         found,
-        "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability. The map is made with \
-         the others: without CAP_SYS_ADMIN too, there is no audit either (tap_programs).",
+        "Without it no socket map can be made, and the gate has nowhere to stand. Give the capability. An audit doesn't need it.",
     )
 }
 
