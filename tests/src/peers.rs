@@ -23,7 +23,7 @@
 //! standard input ends. Every wait has a limit.
 
 mod client;
-mod locate;
+pub mod locate;
 mod process;
 mod source;
 

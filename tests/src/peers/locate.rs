@@ -72,6 +72,15 @@ pub fn stress() -> Result<PathBuf, PeerError> {
     find("pg-stress", "PENDGUARD_PG_STRESS", default)
 }
 
+/// What makes calls as fast as they are answered.
+///
+/// # Errors
+/// It isn't built.
+pub fn bench() -> Result<PathBuf, PeerError> {
+    let default = target().join("release/pg-bench");
+    find("pg-bench", "PENDGUARD_PG_BENCH", default)
+}
+
 /// The grpc-go peers; arguments say which.
 pub fn go(arguments: &[&str]) -> Result<Program, PeerError> {
     let default = target().join("peers/go-peer");

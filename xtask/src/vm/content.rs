@@ -32,7 +32,13 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     for program in PROGRAMS {
         image.add_program(program)?;
     }
-    for program in ["pendguard", "pg-source", "pg-client", "pg-stress"] {
+    for program in [
+        "pendguard",
+        "pg-source",
+        "pg-client",
+        "pg-stress",
+        "pg-bench",
+    ] {
         image.add(&workspace.target("release").join(program))?;
     }
     // Node reads the protocol itself when it starts.
