@@ -860,7 +860,11 @@ impl Engine for Observer {
 
     fn set_mode(&self, change: ModeChange) -> Result<ModeChanged, ModeRefused> {
         let mut state = self.state();
-        if let Some(refused) = refusal(&change, &state.enforcement.kind(), &state.methods) {
+        let enforcer = match change.mode {
+            Mode::Enforce => state.enforcement.tried(),
+            Mode::Off | Mode::Audit => state.enforcement.kind(),
+        };
+        if let Some(refused) = refusal(&change, &enforcer, &state.methods) {
             return Err(refused);
         }
         let (mode, selector) = (change.mode, change.selector.clone());

@@ -258,6 +258,8 @@ const FULL: u128 = 80;
 pub const ADMITTED: &str = "admitted";
 /// `would_reject`, as [`Calls::verdict`] has it.
 pub const WOULD_REJECT: &str = "would_reject";
+/// `enforce`, as [`Replica::mode`] has it.
+pub const ENFORCE: &str = "enforce";
 /// `rejected`, as [`Calls::verdict`] has it.
 pub const REJECTED: &str = "rejected";
 /// An agent of a later version may say things that this one has no name for.

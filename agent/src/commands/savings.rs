@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::report::{OK, REJECTED, Replica, WOULD_REJECT};
+use super::report::{ENFORCE, OK, REJECTED, Replica, WOULD_REJECT};
 use crate::durations::Durations;
 
 /// From when on a replica's calls make a rate: those of its first seconds say nothing of an hour.
@@ -23,9 +23,9 @@ pub struct Savings {
     pub workload: String,
     /// Name of the vertex; empty for a MonoVertex.
     pub vertex: String,
-    /// What enforcement would save: calls that went through needlessly. `null` if there was none.
+    /// What enforcement would save: needless calls of replicas that are not enforced. `null` if there was none.
     pub would_save: Option<Saving>,
-    /// What enforcement saves: calls that were rejected. `null` if there was none.
+    /// What enforcement saves: needless calls of replicas that are. `null` if there was none.
     pub saves: Option<Saving>,
 }
 
@@ -106,9 +106,10 @@ pub fn of(replicas: &[Replica], now: SystemTime) -> Vec<Savings> {
         for calls in &replica.calls {
             let method = methods.entry(&calls.method).or_default();
             let an_hour = calls.count as f64 / hours;
+            // Both verdicts tell how often it asks needlessly; whether that is saved now is a matter of its mode now.
             match calls.verdict {
-                WOULD_REJECT => method.would_reject += an_hour,
-                REJECTED => method.rejected += an_hour,
+                WOULD_REJECT | REJECTED if replica.mode == ENFORCE => method.rejected += an_hour,
+                WOULD_REJECT | REJECTED => method.would_reject += an_hour,
                 _ => {}
             }
         }

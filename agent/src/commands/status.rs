@@ -395,7 +395,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
             "not rejected candidate 3\n",
             "payments/orders (MonoVertex), mode enforce\n",
             "         8       77          0 1 (1 latched)   - ",
-            "saves        payments/orders: 2218 calls an hour\n",
+            "saves        payments/orders: 2448 calls an hour\n",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }
@@ -452,6 +452,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         let mut second = fake::replica(Number::Number(2), 12);
         second.since = snapshot.replicas[0].since + Duration::from_secs(1_800);
         second.calls.insert((0, Verdict::Rejected), 30);
+        second.mode = Mode::Enforce;
         snapshot.replicas.push(second);
         // Neither of the two lets anybody know what an hour of it would be.
         let mut gone = fake::replica(Number::Number(3), 1_000);
@@ -468,8 +469,8 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         let expected = serde_json::json!([
             {
                 "namespace": "payments", "kind": "MonoVertex", "workload": "orders", "vertex": "",
-                "would_save": {"calls_per_hour": 32.0, "source_seconds_per_hour": null},
-                "saves": {"calls_per_hour": 60.0, "source_seconds_per_hour": null},
+                "would_save": {"calls_per_hour": 8.0, "source_seconds_per_hour": null},
+                "saves": {"calls_per_hour": 84.0, "source_seconds_per_hour": null},
             },
             {
                 "namespace": "payments", "kind": "MonoVertex", "workload": "zeros", "vertex": "",
@@ -488,14 +489,14 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         let seconds = |saving: Option<super::super::savings::Saving>| {
             saving.and_then(|saving| saving.source_seconds_per_hour)
         };
-        assert_eq!(seconds(orders.would_save), Some(16.0));
-        assert_eq!(seconds(orders.saves), Some(30.0));
+        assert_eq!(seconds(orders.would_save), Some(4.0));
+        assert_eq!(seconds(orders.saves), Some(42.0));
         let mut text = String::new();
         render(&report, &mut text).unwrap();
         assert!(
             text.ends_with(
-                "\nwould save   payments/orders: 32 calls an hour, 16.0s of the source's time\n\
-                 saves        payments/orders: 60 calls an hour, 30.0s of the source's time\n"
+                "\nwould save   payments/orders: 8.0 calls an hour, 4.00s of the source's time\n\
+                 saves        payments/orders: 84 calls an hour, 42.0s of the source's time\n"
             ),
             "{text}"
         );

@@ -199,12 +199,18 @@ impl Enforcement {
         Ok(())
     }
 
-    /// The kind of enforcer that there is or would be, or why there is none.
+    /// The kind of enforcer that there is or would be, or why there is none. Nothing is tried for it: an audit loads nothing that could change
+    /// anything.
     pub fn kind(&self) -> Result<&'static str, String> {
         if let Some(active) = &self.active {
             return Ok(active.name());
         }
-        let chosen = self.choice()?;
+        let Some(chosen) = self.chosen.get().cloned() else {
+            return Err(
+                "not tried, as nothing is enforced; `pendguard doctor` tries it".to_owned(),
+            );
+        };
+        let chosen = chosen?;
         if !pins::is_bpffs(&self.plan.pin_dir)
             && let Some(why) = pins::not_mountable(&self.plan.pin_dir)
         {
@@ -212,6 +218,12 @@ impl Enforcement {
             return Err(PinError::NoBpffs { path, reason: why }.to_string());
         }
         Ok(chosen.name())
+    }
+
+    /// The same, having tried which the kernel takes.
+    pub fn tried(&self) -> Result<&'static str, String> {
+        self.choice()?;
+        self.kind()
     }
 
     /// Whether a tap was taken over, with its processes and connections.
