@@ -61,8 +61,8 @@ pub const CALLERS: usize = 4;
 pub const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long it may take to set a mode: the first time that something is to be enforced, programs are loaded, and the verifier of a
-/// slow machine takes its time.
-pub const SETTING: Duration = Duration::from_secs(120);
+/// slow or busy machine takes its time (seconds mostly; minutes in an emulated one).
+pub const SETTING: Duration = Duration::from_secs(600);
 
 /// The engine did not answer in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

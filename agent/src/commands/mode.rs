@@ -2,13 +2,19 @@
 #![forbid(unsafe_code)]
 
 use std::fmt::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{block_on, clean, complain, print, report};
+use crate::api::client::ClientError;
 use crate::api::{client, pb};
 use crate::cli::ModeArgs;
 use crate::model::Mode;
+
+/// How long the user waits without a word.
+const LONG: Duration = Duration::from_secs(3);
 
 /// What `pendguard mode --json` prints. Names are fixed: scripts hold on to them.
 #[derive(Debug, Serialize)]
@@ -57,7 +63,7 @@ fn text(arguments: &ModeArgs) -> anyhow::Result<String> {
         namespace: arguments.namespace.clone(),
         pod: arguments.pod.clone(),
     };
-    let response = block_on(client::set_mode(&arguments.report.api_socket, request))??;
+    let response = block_on(set(&arguments.report.api_socket, request))??;
     let report = Report {
         mode: report::mode(mode),
         namespace: arguments.namespace.as_deref(),
@@ -71,6 +77,23 @@ fn text(arguments: &ModeArgs) -> anyhow::Result<String> {
     let mut text = String::new();
     render(&report, &mut text)?;
     Ok(text)
+}
+
+/// Asks the agent, and says so where it takes long.
+async fn set(
+    socket: &Path,
+    request: pb::SetModeRequest,
+) -> Result<pb::SetModeResponse, ClientError> {
+    let mut answer = std::pin::pin!(client::set_mode(socket, request));
+    match tokio::time::timeout(LONG, &mut answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            eprintln!(
+                "pendguard: waiting for the agent, which loads the programs that reject calls; on a slow or busy node that can take minutes"
+            );
+            answer.await
+        }
+    }
 }
 
 fn replicas(counts: &[pb::ModeCount]) -> Replicas {

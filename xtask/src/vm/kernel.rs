@@ -19,21 +19,25 @@ const SERIES: [Series; 4] = [
     Series {
         name: "5.10",
         suite: Some("bullseye"),
+        refused: true,
         packages: &[("linux-image-5.10.", "-cloud-amd64-unsigned")],
     },
     Series {
         name: "6.1",
         suite: None,
+        refused: false,
         packages: &[("linux-image-6.1.", "-cloud-amd64-unsigned")],
     },
     Series {
         name: "6.12",
         suite: None,
+        refused: false,
         packages: &[("linux-image-6.12.", "-cloud-amd64-unsigned")],
     },
     Series {
         name: "7.2",
         suite: Some("sid"),
+        refused: false,
         packages: &[
             ("linux-binary-7.2.", "-cloud-amd64"),
             ("linux-modules-7.2.", "-cloud-amd64"),
@@ -58,6 +62,8 @@ pub struct Series {
     pub name: &'static str,
     /// The release that has it, where this machine's own doesn't.
     suite: Option<&'static str>,
+    /// Whether it is one that the agent refuses: all that there is to test is that it says so.
+    pub refused: bool,
     /// What the packages' names begin and end with: of the one that has the kernel, and then of others.
     packages: &'static [(&'static str, &'static str)],
 }

@@ -44,6 +44,8 @@ pub struct Machine<'a> {
     pub disk: &'a Path,
     /// Where its own files go: initramfs, console.
     pub directory: PathBuf,
+    /// Of the kernel, from its beginning on (`lockdown=`).
+    pub lockdown: Option<&'a str>,
 }
 
 /// Ended when it is dropped.
@@ -167,7 +169,10 @@ impl Machine<'_> {
             self.disk.display()
         );
         // The kernel ends by a panic, and the machine by what would be a new start, if the first process does.
-        let parameters = "console=ttyS0 loglevel=7 panic=-1";
+        let mut parameters = "console=ttyS0 loglevel=7 panic=-1".to_owned();
+        if let Some(lockdown) = self.lockdown {
+            parameters += &format!(" lockdown={lockdown}");
+        }
         // Killed by the kernel when this program ends, however it ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -178,7 +183,7 @@ impl Machine<'_> {
         command.args(["-m", MEMORY, "-smp", PROCESSORS]);
         command.arg("-kernel").arg(&self.kernel.image);
         command.arg("-initrd").arg(self.initramfs());
-        command.args(["-append", parameters, "-drive", &disk]);
+        command.args(["-append", &parameters, "-drive", &disk]);
         command.args(["-device", "virtio-blk-pci,drive=disk"]);
         command.arg("-serial");
         command.arg(format!("file:{}", self.console().display()));

@@ -16,7 +16,7 @@ use crate::test::Counts;
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// The kernel, as it was asked for.
-    pub kernel: &'static str,
+    pub kernel: String,
     /// What it calls itself.
     pub release: String,
     /// How the agent worked.
@@ -47,7 +47,7 @@ pub fn table(rows: &[Row]) -> String {
     let lines: Vec<_> = std::iter::once(heading)
         .chain(rows.iter().map(|row| {
             [
-                row.kernel.to_owned(),
+                row.kernel.clone(),
                 row.variant.tap.to_owned(),
                 row.variant.enforcer.to_owned(),
                 row.counts.passed.to_string(),
