@@ -62,6 +62,7 @@ fn mounts() -> Result<String> {
 
 #[tokio::test]
 async fn nothing_is_left_behind() -> Result<()> {
+    until_unloaded().await?;
     let before = mounts()?;
     let agent = Agent::start(&[]).await?;
     ensure!(loaded()?.len() == 13, "{:?}", loaded()?);
@@ -143,6 +144,8 @@ async fn a_second_agent_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn a_port_in_use_is_named() -> Result<()> {
+    // What another test's agent has loaded goes a moment after it.
+    until_unloaded().await?;
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();
     let directory = tempfile::tempdir()?;
