@@ -135,7 +135,7 @@ pub static BOUNDS: Array<[u64; BOUNDS_TABLE]> = Array::with_max_entries(1, 0);
 
 /// How long calls took.
 #[map]
-pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(MAX_HISTOGRAMS, 0);
+pub static HISTOGRAMS: Array<Histogram> = Array::with_max_entries(MAX_HISTOGRAMS, MMAPABLE);
 
 /// Whose each of these is, by number; slot 0: nobody's.
 #[map]

@@ -150,8 +150,7 @@ impl HistogramKey {
     }
 }
 
-/// How long calls took. Programs add to it atomically. The agent reads it by system calls: mapped, a map of this size would count
-/// as its memory.
+/// How long calls took. Programs add to it atomically; the agent reads it through `mmap`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram {

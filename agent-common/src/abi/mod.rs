@@ -591,7 +591,5 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::answers::GoneKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for super::answers::Histogram {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::answers::CallEvent {}
 }

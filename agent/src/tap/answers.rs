@@ -15,7 +15,7 @@ use agent_common::h2::status::StatusTable;
 use aya::maps::{Array, HashMap, MapData, RingBuf, Stack};
 
 use super::TapError;
-use super::counters::MappedArray;
+use super::counters::{LargeArray, MappedArray};
 use super::load::{Object, map_error};
 use crate::durations::Durations;
 
@@ -33,7 +33,7 @@ type AnswerBytes = [u8; size_of::<Answers>()];
 
 /// The maps of the answer side.
 pub struct Answering {
-    pub(super) histograms: Array<MapData, Histogram>,
+    pub(super) histograms: LargeArray<Histogram>,
     /// Whose each is. Mapped, so that those of one process are found without a system call for each that there is.
     pub(super) histogram_keys: MappedArray<HistogramKey>,
     pub(super) messages: MappedArray<Message>,
@@ -100,8 +100,19 @@ impl Answering {
     /// How long calls took, by slot.
     pub fn durations(&self) -> StdHashMap<u32, ByCode> {
         let mut all: StdHashMap<u32, ByCode> = StdHashMap::new();
-        for (number, key) in self.used() {
-            self.add(number, key, all.entry(key.slot).or_default());
+        let used: Vec<_> = self.used().collect();
+        let ends = used.first().zip(used.last());
+        let Some((first, last)) = ends.map(|(first, last)| (first.0, last.0)) else {
+            return all;
+        };
+        // They are taken from a stack, so those in use lie close together.
+        let Ok(histograms) = self.histograms.part(first, last) else {
+            return all;
+        };
+        for (number, key) in used {
+            if let Some(histogram) = histograms.get(number - first) {
+                add(histogram, key, all.entry(key.slot).or_default());
+            }
         }
         all
     }
@@ -110,23 +121,12 @@ impl Answering {
     pub fn durations_of(&self, slot: u32) -> ByCode {
         let mut durations = ByCode::new();
         for (number, key) in self.used().filter(|(_, key)| key.slot == slot) {
-            self.add(number, key, &mut durations);
+            let histogram = self.histograms.part(number, number);
+            if let Some(histogram) = histogram.ok().and_then(|part| part.get(0)) {
+                add(histogram, key, &mut durations);
+            }
         }
         durations
-    }
-
-    /// Adds what a histogram has.
-    fn add(&self, number: u32, key: HistogramKey, to: &mut ByCode) {
-        let (method, code) = key.of();
-        let Ok(histogram) = self.histograms.get(&number, 0) else {
-            return;
-        };
-        let durations = Durations::new(&histogram.buckets, histogram.sum);
-        if let (Some(code), Some(durations)) = (Code::of(code), durations) {
-            to.entry((method as usize, code))
-                .or_default()
-                .add(&durations);
-        }
     }
 
     /// The pending count that a slot's process was answered last, and when (ns since boot).
@@ -155,7 +155,10 @@ impl Answering {
         let all: Vec<_> = self.used().filter(|(_, key)| key.slot == slot).collect();
         for (number, key) in all {
             let _ = self.histogram_of.remove(&key);
-            (self.histograms.set(number, Histogram::ZERO, 0)).map_err(|e| e.to_string())?;
+            let histogram = self.histograms.part(number, number);
+            histogram
+                .map_err(|e| e.to_string())?
+                .set(0, Histogram::ZERO);
             self.histogram_keys.set(number, HistogramKey::NONE);
             self.free.push(number, 0).map_err(|e| e.to_string())?;
         }
@@ -218,6 +221,17 @@ impl Answering {
             }
         }
         most
+    }
+}
+
+/// Adds what a histogram has.
+fn add(histogram: Histogram, key: HistogramKey, to: &mut ByCode) {
+    let (method, code) = key.of();
+    let durations = Durations::new(&histogram.buckets, histogram.sum);
+    if let (Some(code), Some(durations)) = (Code::of(code), durations) {
+        to.entry((method as usize, code))
+            .or_default()
+            .add(&durations);
     }
 }
 

@@ -12,55 +12,116 @@ use std::sync::atomic::AtomicU64;
 use aya::maps::{Map, MapData};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// An array map's values, mapped into memory.
-pub struct MappedArray<T> {
+/// Values of an array map, mapped into memory.
+pub struct Mapping<T> {
+    /// Where the mapping begins: at a page.
+    start: NonNull<std::ffi::c_void>,
+    bytes: usize,
+    /// Where the first value is, somewhere in that page.
     base: NonNull<T>,
     len: usize,
-    bytes: usize,
     _values: PhantomData<T>,
-    _map: MapData,
 }
 
 // SAFETY: the memory belongs to the map and is reached only by volatile loads and stores through `&self`.
-unsafe impl<T: Send> Send for MappedArray<T> {}
+unsafe impl<T: Send> Send for Mapping<T> {}
 // SAFETY: as above; `T` is plain words, so a torn read is a stale counter at worst.
-unsafe impl<T: Send> Sync for MappedArray<T> {}
+unsafe impl<T: Send> Sync for Mapping<T> {}
+
+/// An array map whose values are mapped for as long as it lives.
+pub struct MappedArray<T> {
+    values: Mapping<T>,
+    _map: MapData,
+}
 
 impl<T: Copy> MappedArray<T> {
-    /// Maps `len` values of an array map. `T` must be the map's value type, a multiple of 8 bytes large, and made of
-    /// integers.
+    /// Maps `len` values of an array map; see [`Mapping::new`].
     pub fn new(map: Map, len: u32) -> Result<Self, std::io::Error> {
+        let map = array(map)?;
+        Ok(Self {
+            values: Mapping::new(&map, 0, len)?,
+            _map: map,
+        })
+    }
+}
+
+impl<T> std::ops::Deref for MappedArray<T> {
+    type Target = Mapping<T>;
+
+    fn deref(&self) -> &Mapping<T> {
+        &self.values
+    }
+}
+
+/// An array map of which only what is looked at is mapped, while it is looked at: mapped pages count as the agent's memory.
+pub struct LargeArray<T> {
+    map: MapData,
+    len: u32,
+    _values: PhantomData<T>,
+}
+
+impl<T: Copy> LargeArray<T> {
+    /// An array map of `len` values; see [`Mapping::new`].
+    pub fn new(map: Map, len: u32) -> Result<Self, std::io::Error> {
+        Ok(Self {
+            map: array(map)?,
+            len,
+            _values: PhantomData,
+        })
+    }
+
+    /// Maps the values from `first` to `last`.
+    pub fn part(&self, first: u32, last: u32) -> Result<Mapping<T>, std::io::Error> {
+        if first > last || last >= self.len {
+            return Err(std::io::Error::other("beyond the end of the array map"));
+        }
+        Mapping::new(&self.map, first, last - first + 1)
+    }
+}
+
+fn array(map: Map) -> Result<MapData, std::io::Error> {
+    match map {
+        Map::Array(data) => Ok(data),
+        _ => Err(std::io::Error::other("not an array map")),
+    }
+}
+
+impl<T: Copy> Mapping<T> {
+    /// Maps `len` values from `first` on, all of which the map has. `T` must be the map's value type, a multiple of 8 bytes large, and made
+    /// of integers.
+    fn new(map: &MapData, first: u32, len: u32) -> Result<Self, std::io::Error> {
         const {
             assert!(
                 size_of::<T>().is_multiple_of(8),
                 "the kernel lays values out in steps of 8 bytes"
             )
         };
-        let Map::Array(data) = map else {
-            return Err(std::io::Error::other("not an array map"));
-        };
-        let len = len as usize;
         let page = rustix::param::page_size();
-        let bytes = (len * size_of::<T>()).div_ceil(page) * page;
+        let from = first as usize * size_of::<T>();
+        let lead = from % page;
+        let len = len as usize;
+        let bytes = (lead + len * size_of::<T>()).div_ceil(page) * page;
         // SAFETY: a new mapping at a place of the kernel's choice; nothing else is touched.
-        let base = unsafe {
+        let start = unsafe {
             mmap(
                 std::ptr::null_mut(),
                 bytes,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
-                data.fd().as_fd(),
-                0,
+                map.fd().as_fd(),
+                (from - lead) as u64,
             )
         }?;
-        let base = NonNull::new(base.cast())
+        let start = NonNull::new(start)
             .ok_or_else(|| std::io::Error::other("mmap returned a null pointer"))?;
         Ok(Self {
-            base,
-            len,
+            start,
             bytes,
+            // SAFETY: `lead` is below the size of a page, of which there is one at least. It is a multiple of 8, as the sizes of pages and
+            // values are.
+            base: unsafe { start.byte_add(lead) }.cast(),
+            len,
             _values: PhantomData,
-            _map: data,
         })
     }
 
@@ -96,9 +157,9 @@ impl<T: Copy> MappedArray<T> {
     }
 }
 
-impl<T> Drop for MappedArray<T> {
+impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: `base` and `bytes` are what `mmap` returned and was asked for, and no reference into it is left.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+        // SAFETY: `start` and `bytes` are what `mmap` returned and was asked for, and no reference into it is left.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.bytes) };
     }
 }

@@ -41,7 +41,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, ProgramArray, Queue, Rin
 use aya::programs::ProgramError;
 
 use self::answers::Answering;
-use self::counters::MappedArray;
+use self::counters::{LargeArray, MappedArray};
 use self::hooks::{
     ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
 };
@@ -172,6 +172,10 @@ impl Maps<'_> {
         MappedArray::new((self.0)(name)?, len).map_err(|e| io_error(name, &e))
     }
 
+    fn large<T: Copy>(&mut self, name: &'static str, len: u32) -> Result<LargeArray<T>, TapError> {
+        LargeArray::new((self.0)(name)?, len).map_err(|e| io_error(name, &e))
+    }
+
     fn tap(
         &mut self,
         kind: Kind,
@@ -191,7 +195,7 @@ impl Maps<'_> {
             totals: self.mapped("TOTALS", 1)?,
             control: self.mapped("CONTROL", 1)?,
             answers: Answering {
-                histograms: self.take("HISTOGRAMS")?,
+                histograms: self.large("HISTOGRAMS", MAX_HISTOGRAMS)?,
                 histogram_keys: self.mapped("HISTOGRAM_KEYS", MAX_HISTOGRAMS)?,
                 messages: self.mapped("MESSAGES", MAX_SLOTS)?,
                 histogram_of: self.take("HISTOGRAM_OF")?,
