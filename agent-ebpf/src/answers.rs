@@ -26,9 +26,9 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
-    ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF, HISTOGRAMS, MESSAGES,
-    RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange, unparsed,
-    unparsed_times, watched,
+    ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF,
+    HISTOGRAMS, MESSAGES, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange,
+    unparsed, unparsed_times, watched,
 };
 use crate::source::{BEGUN, Bytes, RESET};
 use crate::tap::{self, DONE, FAULT, MORE, Shape, UNREADABLE};
