@@ -69,6 +69,21 @@ impl Agent {
         Self::spawn(arguments, &[("PENDGUARD_PIN_DIR", pins)])
     }
 
+    /// Waits until it watches a process.
+    pub async fn until_watches(&self, pid: u32) -> Result<()> {
+        let what = format!("process {pid} is watched");
+        wait_for(&what, WAIT_LIMIT, async || {
+            let status = self.status().await?;
+            let mut replicas = status["replicas"].as_array().into_iter().flatten();
+            let watched = replicas.any(|replica| {
+                let pids = replica["pids"].as_array();
+                pids.is_some_and(|pids| pids.contains(&Value::from(pid)))
+            });
+            Ok(watched.then_some(()))
+        })
+        .await
+    }
+
     /// Kills it at once, as the kernel does when memory is short.
     pub async fn kill(mut self) -> Result<()> {
         self.child.kill().await?;

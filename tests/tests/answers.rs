@@ -361,17 +361,8 @@ impl Volley {
             .kill_on_drop(true)
             .spawn()?;
         let mut output = BufReader::new(process.stdout.take().context("no output")?).lines();
-        let pid: u64 = output.next_line().await?.context("no pid")?.parse()?;
-        wait_for("it is watched", WAIT_LIMIT, async || {
-            let status = agent.status().await?;
-            let mut replicas = status["replicas"].as_array().into_iter().flatten();
-            let watched = replicas.any(|replica| {
-                let mut pids = replica["pids"].as_array().into_iter().flatten();
-                pids.any(|known| known.as_u64() == Some(pid))
-            });
-            Ok(watched.then_some(()))
-        })
-        .await?;
+        let pid = output.next_line().await?.context("no pid")?.parse()?;
+        agent.until_watches(pid).await?;
         Ok(Self {
             pod,
             process,

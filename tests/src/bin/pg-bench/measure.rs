@@ -7,9 +7,7 @@ use clap::ValueEnum as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use pendguard_tests::accounting::Accounting;
 use pendguard_tests::agent::{Agent, Pod};
-use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use serde::Serialize;
-use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
@@ -109,18 +107,22 @@ async fn costs(count: u32, bar: &ProgressBar) -> Result<Vec<Cost>> {
 }
 
 async fn taxes(count: u32, bar: &ProgressBar) -> Result<Vec<Tax>> {
-    /// The agents of a round: none, one, one that leaves answers alone.
-    const AGENTS: [Option<&[&str]>; 3] = [None, Some(&[]), Some(&["--no-answers"])];
+    /// The agents of a round.
+    const AGENTS: [(&str, Option<&[&str]>); 3] = [
+        ("no agent", None),
+        ("an agent", Some(&[])),
+        ("--no-answers", Some(&["--no-answers"])),
+    ];
     let mut rounds: Vec<Vec<[f64; 3]>> = TAXED.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
         let mut round = [[0.0; 3]; TAXED.len()];
-        for (i, arguments) in AGENTS.into_iter().enumerate() {
+        for (i, (name, arguments)) in AGENTS.into_iter().enumerate() {
             let agent = match arguments {
                 Some(arguments) => Some(Agent::start(arguments).await?),
                 None => None,
             };
             for ((kind, is_watched), times) in TAXED.into_iter().zip(&mut round) {
-                bar.set_message(format!("{kind:?}, {}", AGENT_NAMES[i]));
+                bar.set_message(format!("{kind:?}, {name}"));
                 times[i] = elapsed(agent.as_ref(), kind, is_watched, 4 * kind.share(count)).await?;
                 bar.inc(1);
             }
@@ -138,9 +140,6 @@ async fn taxes(count: u32, bar: &ProgressBar) -> Result<Vec<Tax>> {
         .map(|((kind, watched), rounds)| tax(kind, watched, &rounds))
         .collect())
 }
-
-/// As `taxes` starts them.
-const AGENT_NAMES: [&str; 3] = ["no agent", "an agent", "--no-answers"];
 
 fn tax(kind: Kind, watched: bool, rounds: &[[f64; 3]]) -> Tax {
     let ratio = |i: usize| {
@@ -208,22 +207,6 @@ async fn make(
     Ok(ns)
 }
 
-/// Waits until the agent watches `pid`.
-async fn watched(agent: &Agent, pid: u32) -> Result<()> {
-    let what = format!("process {pid} is watched");
-    wait_for(&what, WAIT_LIMIT, async || {
-        let status = agent.status().await?;
-        let mut replicas = status["replicas"].as_array().into_iter().flatten();
-        let watched = replicas.any(|r| {
-            r["pids"]
-                .as_array()
-                .is_some_and(|p| p.contains(&Value::from(pid)))
-        });
-        Ok(watched.then_some(()))
-    })
-    .await
-}
-
 fn pod(is_watched: bool) -> Option<Pod> {
     is_watched.then(|| Pod::mono_vertex("bench", "1"))
 }
@@ -237,7 +220,7 @@ async fn cost(agent: &Agent, kind: Kind, is_watched: bool, count: u32) -> Result
         pod(is_watched).as_ref(),
         async |pid| {
             if is_watched {
-                watched(agent, pid).await?;
+                agent.until_watches(pid).await?;
             }
             before.set(account(agent, kind.programs()).await?);
             Ok(())
@@ -264,7 +247,7 @@ async fn cost(agent: &Agent, kind: Kind, is_watched: bool, count: u32) -> Result
 
 async fn elapsed(agent: Option<&Agent>, kind: Kind, is_watched: bool, count: u32) -> Result<f64> {
     let ready = async |pid| match agent {
-        Some(agent) if is_watched => watched(agent, pid).await,
+        Some(agent) if is_watched => agent.until_watches(pid).await,
         _ => Ok(()),
     };
     let ns = make(
