@@ -17,21 +17,22 @@ use agent_common::abi::{ConnKey, NO_PENDING, Reason, verdict, walks};
 use agent_common::h2::frame::{HEAD, Head, flag, kind};
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::pending::KEPT;
-use agent_common::h2::status;
+use agent_common::h2::status::{self, StatusTable};
 use agent_common::h2::track::status as state;
 use agent_common::h2::walk::{self, Conn, Outcome, Source, phase};
 use agent_common::vol::{Vol, if_below, if_zero, masked};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
+use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF,
     HISTOGRAMS, MESSAGES, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange,
     unparsed, unparsed_times, watched,
 };
-use crate::source::{BEGUN, Bytes, RESET};
-use crate::tap::{self, DONE, FAULT, MORE, Shape, UNREADABLE};
+use crate::source::{BEGUN, Bytes, RESET, Scratch};
+use crate::tap::{self, DONE, FAULT, MORE, NEXT, Shape, UNREADABLE};
 
 /// Steps that one run of a walk makes, of 33 in a row.
 const STEPS: u32 = 48;
@@ -311,67 +312,86 @@ fn steps(r: &Received, a: &Answers, joining: bool) -> u32 {
     let Some(statuses) = STATUSES.get_ptr(0) else {
         return UNREADABLE;
     };
-    // SAFETY: it is a map value that the agent wrote before it attached anything.
-    let statuses = unsafe { &*statuses };
-    let c = &a.conn;
     for _ in 0..STEPS {
-        if r.bytes.left.get() == 0 {
-            if r.bytes.behind.get() == 0 {
-                return DONE;
-            }
-            if r.bytes.next_buffer().is_err() {
-                return UNREADABLE;
-            }
-            continue;
-        }
-        if !joining && a.keep.get() != 0 {
-            if r.bytes.ready() == 0 {
-                if r.bytes.fill().is_err() {
-                    return UNREADABLE;
-                }
-            } else {
-                keep(a, &r.bytes);
-            }
-            continue;
-        }
-        match walk::step(c, &r.bytes, statuses, joining && r.begun.get() == JOIN) {
-            Outcome::Continue | Outcome::Request => continue,
-            Outcome::Starved => {
-                if r.bytes.fill().is_err() {
-                    return UNREADABLE;
-                }
-                continue;
-            }
-            Outcome::Data => {
-                if joining {
-                    continue;
-                }
-                begin_to_keep(a, c);
-                if !c.ends_stream() {
-                    continue;
-                }
-                // No trailers, and so no status.
-                note(r, c.stream.get(), Code::Unknown as u32);
-            }
-            Outcome::Block => {
-                if joining || !c.ends_stream() {
-                    continue;
-                }
-                note(r, c.stream.get(), status::code(c.path.get()));
-            }
-            Outcome::Reset => {
-                if joining {
-                    continue;
-                }
-                note(r, c.stream.get(), Code::Reset as u32);
-            }
-            Outcome::Fault(fault) => return FAULT + fault as u32,
-        }
-        if r.ended_count.get() >= ENDS {
-            return MORE;
+        let ended = answer_step(r, a, statuses, joining as u32);
+        if ended != NEXT {
+            return ended;
         }
     }
     MORE
+}
+
+/// One step of it: [`NEXT`], or how the walk ended. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_step(
+    r: *const Received,
+    a: *const Answers,
+    statuses: *const StatusTable,
+    joining: u32,
+) -> u32 {
+    let (Some(r), Some(a), Some(statuses)) = (global(r), global(a), global(statuses)) else {
+        return UNREADABLE;
+    };
+    let c = &a.conn;
+    let joining = joining != 0;
+    if r.bytes.left.get() == 0 {
+        if r.bytes.behind.get() == 0 {
+            return DONE;
+        }
+        if r.bytes.next_buffer().is_err() {
+            return UNREADABLE;
+        }
+        return NEXT;
+    }
+    if !joining && a.keep.get() != 0 {
+        if r.bytes.ready() == 0 {
+            if r.bytes.fill().is_err() {
+                return UNREADABLE;
+            }
+        } else {
+            keep(a, &r.bytes);
+        }
+        return NEXT;
+    }
+    match walk::step(c, &r.bytes, statuses, joining && r.begun.get() == JOIN) {
+        Outcome::Continue | Outcome::Request => return NEXT,
+        Outcome::Starved => {
+            if r.bytes.fill().is_err() {
+                return UNREADABLE;
+            }
+            return NEXT;
+        }
+        Outcome::Data => {
+            if joining {
+                return NEXT;
+            }
+            begin_to_keep(a, c);
+            if !c.ends_stream() {
+                return NEXT;
+            }
+            // No trailers, and so no status.
+            note(r, c.stream.get(), Code::Unknown as u32);
+        }
+        Outcome::Block => {
+            if joining || !c.ends_stream() {
+                return NEXT;
+            }
+            note(r, c.stream.get(), status::code(c.path.get()));
+        }
+        Outcome::Reset => {
+            if joining {
+                return NEXT;
+            }
+            note(r, c.stream.get(), Code::Reset as u32);
+        }
+        Outcome::Fault(fault) => return FAULT + fault as u32,
+    }
+    if r.ended_count.get() >= ENDS {
+        MORE
+    } else {
+        NEXT
+    }
 }
 
 /// Notes that an answer has ended.
@@ -495,31 +515,10 @@ fn ended(ctx: &impl Exit) -> u32 {
     let Some(a) = of(&r.key) else {
         return 0;
     };
-    let e = &r.ending;
-    e.end.set(now());
-    let mut i = 0;
-    while i < ENDS {
-        if masked(i, 2 * ENDS - 1) >= r.ended_count.get() {
+    r.ending.end.set(now());
+    for i in 0..ENDS {
+        if answer_end(r, a, i) != NEXT {
             break;
-        }
-        let end = r.ended[masked(i, ENDS - 1) as usize].get();
-        i += 1;
-        let (stream, code) = (end as u32, end >> 32);
-        e.code.set(code);
-        e.key.set(0);
-        take(a, stream, e);
-        if e.key.get() == 0 && is_early(r, stream) {
-            // Its request is being sent still, by another thread. One of the two sees the other.
-            let early = &a.early[masked(UnderWay::place(stream), EARLY as u32 - 1) as usize];
-            early.at.set(e.end.get());
-            early.set(stream, code as u32);
-            take(a, stream, e);
-            if e.key.get() != 0 {
-                early.set(0, 0);
-            }
-        }
-        if e.key.get() != 0 {
-            account(r.key, r.slot.get(), e);
         }
     }
     r.ended_count.set(0);
@@ -531,6 +530,39 @@ fn ended(ctx: &impl Exit) -> u32 {
         lose(a);
     }
     0
+}
+
+/// Accounts for the end of this number: [`NEXT`], or [`DONE`] where there is none. A function that the verifier walks once for all (see
+/// [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
+    let (Some(r), Some(a)) = (global(r), global(a)) else {
+        return DONE;
+    };
+    if i >= r.ended_count.get() {
+        return DONE;
+    }
+    let e = &r.ending;
+    let end = r.ended[masked(i, ENDS - 1) as usize].get();
+    let (stream, code) = (end as u32, end >> 32);
+    e.code.set(code);
+    e.key.set(0);
+    take(a, stream, e);
+    if e.key.get() == 0 && is_early(r, stream) {
+        // Its request is being sent still, by another thread. One of the two sees the other.
+        let early = &a.early[masked(UnderWay::place(stream), EARLY as u32 - 1) as usize];
+        early.at.set(e.end.get());
+        early.set(stream, code as u32);
+        take(a, stream, e);
+        if e.key.get() != 0 {
+            early.set(0, 0);
+        }
+    }
+    if e.key.get() != 0 {
+        account(r.key, r.slot.get(), e);
+    }
+    NEXT
 }
 
 /// Whether a stream's request has not been accounted for yet.
@@ -569,29 +601,11 @@ fn begun(ctx: &impl Exit) -> u32 {
     let Some(s) = tap::scratch(ctx) else {
         return 0;
     };
-    let a = followed(&s.key);
-    let e = &s.ending;
-    let mut i = 0;
-    while i < BEGUN {
-        if masked(i, 2 * BEGUN - 1) >= s.calls() {
+    let a = followed(&s.key).map_or(core::ptr::null(), core::ptr::from_ref);
+    for i in 0..BEGUN {
+        if answer_begin(s, a, i) != NEXT {
             break;
         }
-        let (stream, class) = s.noted_call(i);
-        i += 1;
-        e.key.set(0);
-        e.end.set(now());
-        if class == RESET {
-            if let Some(a) = a {
-                e.code.set(Code::Cancelled as u64);
-                take(a, stream, e);
-            }
-        } else if let Some((method, verdict)) = tap::sorted(s, class, || ruling(a, stream)) {
-            begin_call(a, stream, UnderWay::key(stream, method, verdict), e);
-        }
-        if e.key.get() == 0 {
-            continue;
-        }
-        account(s.key, s.slot.get(), e);
     }
     s.forget_calls();
     let more = s.more.get();
@@ -601,6 +615,35 @@ fn begun(ctx: &impl Exit) -> u32 {
         tap::too_long(s, more - 1);
     }
     0
+}
+
+/// Begins the call of this number, or ends it: [`NEXT`], or [`DONE`] where there is none. A function that the verifier walks once for all
+/// (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_begin(s: *const Scratch, a: *const Answers, i: u32) -> u32 {
+    let (Some(s), a) = (global(s), global(a)) else {
+        return DONE;
+    };
+    if i >= s.calls() {
+        return DONE;
+    }
+    let e = &s.ending;
+    let (stream, class) = s.noted_call(i);
+    e.key.set(0);
+    e.end.set(now());
+    if class == RESET {
+        if let Some(a) = a {
+            e.code.set(Code::Cancelled as u64);
+            take(a, stream, e);
+        }
+    } else if let Some((method, verdict)) = tap::sorted(s, class, || ruling(a, stream)) {
+        begin_call(a, stream, UnderWay::key(stream, method, verdict), e);
+    }
+    if e.key.get() != 0 {
+        account(s.key, s.slot.get(), e);
+    }
+    NEXT
 }
 
 /// The answers of a connection, if they are followed.

@@ -10,7 +10,7 @@
 
 use agent_common::abi::{Failure, GATE_WINDOW, Gated, Slot, Target, gate as state, gates, verdict};
 use agent_common::h2::edit::{self, Edit, Named, Placed};
-use agent_common::h2::paths::MAX_PATHS;
+use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::status;
 use agent_common::h2::walk::{self, Outcome, Source};
@@ -24,14 +24,21 @@ use aya_ebpf::macros::stream_verdict;
 use aya_ebpf::programs::SkBuffContext;
 
 use crate::answers;
+use crate::global::global;
 use crate::maps::{
     CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, control, failed,
     leased,
 };
+use crate::tap::{FAULT, NEXT};
 
 /// Steps that one run of the walk makes; a watched path ends it too. What is done for a path stands before the steps, not in
 /// them: the verifier would walk it once a step. So one buffer may take 33 watched calls and some 1,000 steps.
 const STEPS: u32 = 32;
+
+/// A step found that the next octet is needed.
+const STARVED: u32 = NEXT + 1;
+/// A step passed a request whose path can't be known.
+const UNKNOWN: u32 = NEXT + 2;
 
 /// What can be cut off a buffer at once (`sk_skb_adjust_room`), and how often that may be: a buffer has 64 KiB at most.
 const CUT: u32 = 0xfff;
@@ -70,8 +77,6 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
         return PASS;
     };
-    // SAFETY: it is a map value that the agent wrote before it attached anything.
-    let paths = unsafe { &*paths };
     let buffer = Buffer { g, ctx: &ctx };
     if g.segments.found() {
         edit::apply(&g.conn, &buffer, &g.segments);
@@ -81,23 +86,12 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
         if g.left.get() == 0 {
             return PASS;
         }
-        match edit::step(&g.conn, &buffer, &g.segments, paths, false) {
-            Outcome::Continue | Outcome::Reset | Outcome::Data | Outcome::Block => {}
-            Outcome::Starved => {
-                if buffer.fill().is_err() {
-                    lost(g);
-                    return PASS;
-                }
-            }
-            Outcome::Request => {
-                if g.conn.path.get() == walk::UNRESOLVED {
-                    unresolved(g);
-                }
-            }
-            Outcome::Fault(_) => {
-                lost(g);
-                return PASS;
-            }
+        let ended = gate_step(g, paths);
+        if ended == UNKNOWN {
+            unresolved(g);
+        } else if ended != NEXT && (ended != STARVED || buffer.fill().is_err()) {
+            lost(g);
+            return PASS;
         }
         if g.segments.found() {
             break;
@@ -107,6 +101,24 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
     unsafe { GATES.tail_call(&ctx, gates::WALK) };
     lost(g);
     PASS
+}
+
+/// One step of the walk: [`NEXT`], [`STARVED`], [`UNKNOWN`] or [`FAULT`]. A function that the verifier walks once for all (see
+/// [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn gate_step(g: *const Gated, paths: *const PathTable) -> u32 {
+    let (Some(g), Some(paths)) = (global(g), global(paths)) else {
+        return FAULT;
+    };
+    match edit::step(&g.conn, &Window(g), &g.segments, paths, false) {
+        Outcome::Request if g.conn.path.get() == walk::UNRESOLVED => UNKNOWN,
+        Outcome::Continue | Outcome::Request | Outcome::Reset | Outcome::Data | Outcome::Block => {
+            NEXT
+        }
+        Outcome::Starved => STARVED,
+        Outcome::Fault(_) => FAULT,
+    }
 }
 
 /// The connection that the buffer belongs to: on a Unix socket the cookie is that of the sender.
@@ -294,7 +306,10 @@ fn latched(g: &Gated, slot: *mut Slot) {
     }
 }
 
-/// One buffer of a connection, as the walk reads it.
+/// What of a buffer has been read.
+struct Window<'a>(&'a Gated);
+
+/// One buffer of a connection, as paths in it are overwritten.
 struct Buffer<'a> {
     g: &'a Gated,
     ctx: &'a SkBuffContext,
@@ -347,28 +362,28 @@ impl Buffer<'_> {
     }
 }
 
-impl Source for Buffer<'_> {
+impl Source for Window<'_> {
     const RUN: u32 = 1;
 
     #[inline(always)]
     fn left(&self) -> u32 {
-        self.g.left.get()
+        self.0.left.get()
     }
 
     #[inline(always)]
     fn ready(&self) -> u32 {
-        self.g.window_len.get() - self.g.window_at.get()
+        self.0.window_len.get() - self.0.window_at.get()
     }
 
     #[inline(always)]
     fn peek(&self, at: u32) -> u8 {
-        let at = self.g.window_at.get() + at;
-        self.g.window[(at as usize) & (GATE_WINDOW - 1)].get()
+        let at = self.0.window_at.get() + at;
+        self.0.window[(at as usize) & (GATE_WINDOW - 1)].get()
     }
 
     #[inline(always)]
     fn pass(&self, n: u32) {
-        let g = self.g;
+        let g = self.0;
         g.left.set(g.left.get() - n);
         g.offset.set(g.offset.get() + n);
         let at = g.window_at.get() + n;
@@ -377,10 +392,10 @@ impl Source for Buffer<'_> {
     }
 }
 
-impl Placed for Buffer<'_> {
+impl Placed for Window<'_> {
     #[inline(always)]
     fn place(&self) -> u64 {
-        self.g.offset.get() as u64
+        self.0.offset.get() as u64
     }
 }
 

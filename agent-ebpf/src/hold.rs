@@ -22,6 +22,9 @@ use crate::maps::{CONNECTIONS, SLOTS, TARGETS, exchange};
 /// gives up after an eighth of that; the rest is for an agent that loses its CPU between its last look at the clock and
 /// what it does then.
 const ROUNDS: u32 = abi::HOLD_ROUNDS;
+/// Of which [`hold_looks`] makes as many.
+const LOOKS: u32 = 64;
+const _: () = assert!(ROUNDS.is_multiple_of(LOOKS));
 
 #[tracepoint]
 pub fn hold_write(ctx: TracePointContext) -> u32 {
@@ -70,25 +73,46 @@ fn entered(ctx: &TracePointContext) -> u32 {
         return 0;
     };
     begin(tracked);
-    // SAFETY: the pointers lead into the slot, which is a map value.
+    for _ in 0..ROUNDS / LOOKS {
+        match hold_looks(slot) {
+            HELD => {}
+            FREE => return 0,
+            _ => break,
+        }
+    }
+    broken(slot);
+    0
+}
+
+/// The mark stands.
+const HELD: u32 = 0;
+/// There is no mark (any more).
+const FREE: u32 = 1;
+/// It stands, and its moment has passed.
+const OVERDUE: u32 = 2;
+
+/// Looks at a slot's mark [`LOOKS`] times, if need be. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hold_looks(slot: *const Slot) -> u32 {
+    if slot.is_null() {
+        return FREE;
+    }
+    // SAFETY: the pointer leads into the slot, which is a map value.
     let hold = unsafe { &raw const (*slot).hold };
-    for _ in 0..ROUNDS {
-        // SAFETY: as above.
+    for _ in 0..LOOKS {
+        // SAFETY: as above; the agent may write it meanwhile.
         let until = unsafe { hold.read_volatile() };
-        // One branch a round: the verifier follows 8,192 of them at most. No hold is one until 0.
+        // No hold is one until 0.
         if now() > until {
-            if until != 0 {
-                broken(slot);
-            }
-            return 0;
+            return if until == 0 { FREE } else { OVERDUE };
         }
         for _ in 0..abi::HOLD_READS {
             // For the time that it takes.
             now();
         }
     }
-    broken(slot);
-    0
+    HELD
 }
 
 #[inline(always)]

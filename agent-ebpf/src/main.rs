@@ -24,6 +24,7 @@
 mod answers;
 mod fds;
 mod gate;
+mod global;
 mod hold;
 mod hook;
 mod maps;

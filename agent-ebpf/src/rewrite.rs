@@ -11,6 +11,7 @@
 use agent_common::abi::{ConnKey, FOREIGN, Failure, Target, Tracked, verdict, walks};
 use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::journal::{Journal, Original, PIECES, spelling_of};
+use agent_common::h2::paths::PathTable;
 use agent_common::h2::substitute::{INDEX, Substitute};
 use agent_common::h2::track::{self, Begin, status};
 use agent_common::h2::walk::{Outcome, Source};
@@ -18,17 +19,25 @@ use agent_common::vol::{Vol, masked, positive};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_probe_read_user, bpf_probe_write_user};
 
+use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
     closing, failed, leased,
 };
 use crate::source::{RESET, Scratch};
-use crate::tap::{self, DONE, FAULT, FOLLOW, JOIN, MORE, NOT_BEGUN, NOT_GATED, Shape, UNREADABLE};
+use crate::tap::{
+    self, DONE, FAULT, FOLLOW, JOIN, MORE, NEXT, NOT_BEGUN, NOT_GATED, Shape, UNREADABLE,
+};
 
 /// Steps that one run of a walk makes; a watched path that something is done for ends it too. (What is done for it stands before the
 /// steps, not in them: the verifier would walk it once a step.)
 const STEPS: u32 = 20;
+
+/// A step passed the end of a request.
+const REQUEST: u32 = NEXT + 1;
+/// A step passed a RST_STREAM frame.
+const GIVEN_UP: u32 = NEXT + 2;
 /// More than one system call sends (`MAX_RW_COUNT`).
 const ALL: u32 = 0x7fff_ffff;
 
@@ -217,41 +226,54 @@ fn journal(s: &Scratch) -> Option<&Journal> {
         .map(|edits| unsafe { &(*edits).journal })
 }
 
-/// Passes up to [`STEPS`] tokens, or fewer where `after` one says so.
+/// Passes up to [`STEPS`] tokens, or fewer where `after` one ([`NEXT`], [`REQUEST`], [`GIVEN_UP`]) says so.
 #[inline(always)]
-fn steps(s: &Scratch, after: impl Fn(Outcome) -> bool) -> u32 {
-    let c = &s.tracked.conn;
+fn steps(s: &Scratch, after: impl Fn(u32) -> bool) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
         return UNREADABLE;
     };
-    // SAFETY: it is a map value that the agent wrote before it attached anything.
-    let paths = unsafe { &*paths };
     for _ in 0..STEPS {
-        if s.left.get() == 0 {
-            if s.buffers.get() == 0 || s.behind.get() == 0 {
-                return DONE;
-            }
-            if s.next_buffer().is_err() {
-                return UNREADABLE;
-            }
-            continue;
+        let ended = sent_step(s, paths);
+        if ended != NEXT && ended != REQUEST && ended != GIVEN_UP {
+            return ended;
         }
-        let outcome = edit::step(c, &Sent(s), &s.segments, paths, false);
-        if after(outcome) {
+        if after(ended) {
             return MORE;
-        }
-        match outcome {
-            Outcome::Continue | Outcome::Request | Outcome::Reset => {}
-            Outcome::Data | Outcome::Block => {}
-            Outcome::Starved => {
-                if s.fill().is_err() {
-                    return UNREADABLE;
-                }
-            }
-            Outcome::Fault(fault) => return FAULT + fault as u32,
         }
     }
     MORE
+}
+
+/// One step of it: [`NEXT`], [`REQUEST`], [`GIVEN_UP`], or how the walk ended. A function that the verifier walks once for all (see
+/// [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sent_step(s: *const Scratch, paths: *const PathTable) -> u32 {
+    let (Some(s), Some(paths)) = (global(s), global(paths)) else {
+        return UNREADABLE;
+    };
+    if s.left.get() == 0 {
+        if s.buffers.get() == 0 || s.behind.get() == 0 {
+            return DONE;
+        }
+        if s.next_buffer().is_err() {
+            return UNREADABLE;
+        }
+        return NEXT;
+    }
+    match edit::step(&s.tracked.conn, &Sent(s), &s.segments, paths, false) {
+        Outcome::Continue | Outcome::Data | Outcome::Block => NEXT,
+        Outcome::Request => REQUEST,
+        Outcome::Reset => GIVEN_UP,
+        Outcome::Starved => {
+            if s.fill().is_err() {
+                UNREADABLE
+            } else {
+                NEXT
+            }
+        }
+        Outcome::Fault(fault) => FAULT + fault as u32,
+    }
 }
 
 /// The exit of a send: puts back what was overwritten.
@@ -371,14 +393,14 @@ fn replayed(ctx: &impl Exit) -> u32 {
     }
     let ended = steps(s, |outcome| {
         let stops = s.segments.found() && journal.expects();
-        if outcome == Outcome::Request {
+        if outcome == REQUEST {
             if stops {
                 s.pending.set(1);
             } else {
                 tap::request(s, c);
             }
         }
-        if outcome == Outcome::Reset {
+        if outcome == GIVEN_UP {
             s.call(c.stream.get(), RESET);
         }
         stops

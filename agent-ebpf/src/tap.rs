@@ -8,11 +8,12 @@
 use agent_common::abi::{
     ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
 };
-use agent_common::h2::paths::MAX_PATHS;
+use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::track::{self, Begin, End, status};
 use agent_common::h2::walk::{self, Conn, Fault, Outcome};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 
+use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers, closing,
@@ -21,7 +22,7 @@ use crate::maps::{
 use crate::source::{BEGUN, RESET, Scratch, two_words};
 
 /// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
-/// 2,000: about 300 calls in one system call. It also bounds what the verifier walks (ARCHITECTURE.md has the numbers).
+/// 2,000: about 300 calls in one system call.
 const STEPS: u32 = 64;
 
 /// How a system call hands over its bytes.
@@ -137,7 +138,10 @@ pub const JOIN: u32 = 3;
 pub const MORE: u32 = 0;
 pub const DONE: u32 = 1;
 pub const UNREADABLE: u32 = 2;
+/// And with it the number of a [`Fault`].
 pub const FAULT: u32 = 16;
+/// How a step ended behind which the walk goes on.
+pub const NEXT: u32 = 3;
 
 /// The scratch of the hook that this program continues.
 #[inline(always)]
@@ -351,39 +355,56 @@ pub fn begin(s: &Scratch) -> bool {
     true
 }
 
-/// Passes up to [`STEPS`] tokens and notes the requests among them: [`flush`] counts them. (Counting them in the loop, the verifier
-/// would walk that once a step.)
+/// Passes up to [`STEPS`] tokens and notes the requests among them: [`flush`] counts them.
 #[inline(always)]
 fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
         return UNREADABLE;
     };
-    // SAFETY: it is a map value that the agent wrote before it attached anything.
-    let paths = unsafe { &*paths };
+    let joining = !in_sync && s.begun.get() == JOIN;
     for _ in 0..STEPS {
-        if s.left.get() == 0 {
-            if s.behind.get() == 0 {
-                return DONE;
-            }
-            if s.next_buffer().is_err() {
-                return UNREADABLE;
-            }
-            continue;
-        }
-        match walk::step(c, s, paths, !in_sync && s.begun.get() == JOIN) {
-            Outcome::Continue => {}
-            Outcome::Starved => {
-                if s.fill().is_err() {
-                    return UNREADABLE;
-                }
-            }
-            Outcome::Request => request(s, c),
-            Outcome::Reset => s.call(c.stream.get(), RESET),
-            Outcome::Data | Outcome::Block => {}
-            Outcome::Fault(fault) => return FAULT + fault as u32,
+        let ended = tap_step(s, c, paths, joining as u32);
+        if ended != NEXT {
+            return ended;
         }
     }
     MORE
+}
+
+/// One step of it: [`NEXT`], or how the walk ended. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tap_step(
+    s: *const Scratch,
+    c: *const Conn,
+    paths: *const PathTable,
+    joining: u32,
+) -> u32 {
+    let (Some(s), Some(c), Some(paths)) = (global(s), global(c), global(paths)) else {
+        return UNREADABLE;
+    };
+    if s.left.get() == 0 {
+        if s.behind.get() == 0 {
+            return DONE;
+        }
+        if s.next_buffer().is_err() {
+            return UNREADABLE;
+        }
+        return NEXT;
+    }
+    match walk::step(c, s, paths, joining != 0) {
+        Outcome::Continue => {}
+        Outcome::Starved => {
+            if s.fill().is_err() {
+                return UNREADABLE;
+            }
+        }
+        Outcome::Request => request(s, c),
+        Outcome::Reset => s.call(c.stream.get(), RESET),
+        Outcome::Data | Outcome::Block => {}
+        Outcome::Fault(fault) => return FAULT + fault as u32,
+    }
+    NEXT
 }
 
 /// Notes a request, and whether it is a call that is to be timed.
