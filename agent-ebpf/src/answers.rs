@@ -10,11 +10,12 @@
 //! count for its answer.
 
 use agent_common::abi::answers::{
-    Answers, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey, Histogram,
-    HistogramKey, MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, bucket,
+    ASKED, Answers, Asked, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey,
+    Histogram, HistogramKey, MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, bucket,
 };
 use agent_common::abi::{ConnKey, NO_PENDING, Reason, verdict, walks};
 use agent_common::h2::frame::{HEAD, Head, flag, kind};
+use agent_common::h2::learn::{self, Candidates};
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::pending::KEPT;
 use agent_common::h2::status::{self, StatusTable};
@@ -29,7 +30,7 @@ use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF,
     HISTOGRAMS, MESSAGES, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange,
-    unparsed, unparsed_times, watched,
+    only_one, unparsed, unparsed_times, watched,
 };
 use crate::source::{BEGUN, Bytes, RESET, Scratch};
 use crate::tap::{self, DONE, FAULT, MORE, NEXT, Shape, UNREADABLE};
@@ -408,15 +409,22 @@ fn note(r: &Received, stream: u32, code: u32) {
 fn begin_to_keep(a: &Answers, c: &Conn) {
     let len = c.count.get();
     let stream = c.stream.get();
-    if a.waiting.get() == 0 || len == 0 {
+    if len == 0 {
         return;
     }
-    let at = find(a, stream);
-    if answers() != method_at(a, at) as u64 + 1 {
+    let asked = asked(a, stream);
+    let (at, kept) = if asked.key.get() as u32 == stream {
+        (UNDER_WAY as u32 + asked_at(stream), &asked.len)
+    } else if a.waiting.get() != 0 {
+        let at = find(a, stream);
+        if answers() != method_at(a, at) as u64 + 1 {
+            return;
+        }
+        let at = masked(at, UNDER_WAY as u32 - 1);
+        (at, &a.lens[at as usize])
+    } else {
         return;
-    }
-    let at = masked(at, UNDER_WAY as u32 - 1);
-    let kept = &a.lens[at as usize];
+    };
     if kept.get() <= KEPT as u32 && len <= KEPT as u32 && kept.get() + len <= KEPT as u32 {
         a.keep.set(len);
         a.keep_at.set(at);
@@ -434,9 +442,16 @@ fn keep(a: &Answers, bytes: &Bytes) {
     if n > bytes.ready() {
         n = bytes.ready();
     }
-    let call = masked(a.keep_at.get(), UNDER_WAY as u32 - 1) as usize;
-    let at = a.lens[call].get();
-    let message = a.messages[call].as_ptr().cast::<Vol<u8>>();
+    let place = a.keep_at.get();
+    let (kept, message) = if place >= UNDER_WAY as u32 {
+        let asked = &a.asked[masked(place, ASKED as u32 - 1) as usize];
+        (&asked.len, asked.message.as_ptr())
+    } else {
+        let call = masked(place, UNDER_WAY as u32 - 1) as usize;
+        (&a.lens[call], a.messages[call].as_ptr())
+    };
+    let at = kept.get();
+    let message = message.cast::<Vol<u8>>();
     let mut i = 0;
     while i < KEPT as u32 {
         if masked(i, 2 * KEPT as u32 - 1) >= n {
@@ -447,7 +462,7 @@ fn keep(a: &Answers, bytes: &Bytes) {
         i += 1;
     }
     bytes.pass(n);
-    a.lens[call].set(at + n);
+    kept.set(at + n);
     a.keep.set(a.keep.get() - n);
     let left = c.count.get() - n;
     c.count.set(left);
@@ -470,6 +485,18 @@ fn find(a: &Answers, stream: u32) -> u32 {
         found = if_zero((key ^ stream) as u64, at as u64, found);
     }
     masked(found as u32, 2 * UNDER_WAY as u32 - 1)
+}
+
+/// The place of a stream's number in [`Answers::asked`].
+#[inline(always)]
+fn asked_at(stream: u32) -> u32 {
+    masked(UnderWay::place(stream), ASKED as u32 - 1)
+}
+
+/// The place for a call on that stream whose method isn't known.
+#[inline(always)]
+fn asked(a: &Answers, stream: u32) -> &Asked {
+    &a.asked[asked_at(stream) as usize]
 }
 
 /// The method of the call at a place; one that no method has where there is none.
@@ -549,6 +576,13 @@ extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
     e.code.set(code);
     e.key.set(0);
     take(a, stream, e);
+    if e.key.get() == 0 && asked(a, stream).key.get() as u32 == stream {
+        if code == Code::Ok as u64 {
+            learn(r, asked(a, stream));
+        }
+        asked(a, stream).key.set(0);
+        return NEXT;
+    }
     if e.key.get() == 0 && is_early(r, stream) {
         // Its request is being sent still, by another thread. One of the two sees the other.
         let early = &a.early[masked(UnderWay::place(stream), EARLY as u32 - 1) as usize];
@@ -563,6 +597,31 @@ extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
         account(r.key, r.slot.get(), e);
     }
     NEXT
+}
+
+/// A call whose method isn't known was answered: the message may tell which method it was.
+#[inline(always)]
+fn learn(r: &Received, asked: &Asked) {
+    // SAFETY: it is a map value.
+    let Some(tracked) = CONNECTIONS.get_ptr(r.key).map(|t| unsafe { &*t }) else {
+        return;
+    };
+    let pending = answers();
+    if tracked.epoch != r.epoch.get() || pending == 0 || pending > MAX_PATHS as u64 {
+        return;
+    }
+    let message = asked.message.as_ptr().cast::<Vol<u8>>();
+    let answer = learn::answer(asked.len.get(), |at| {
+        // SAFETY: the masked place lies within the message.
+        unsafe { &*message.add(masked(at, KEPT as u32 - 1) as usize) }.get() as u32
+    });
+    tracked.conn.learn(
+        asked.generation.get(),
+        Candidates((asked.key.get() >> 32) as u32),
+        answer,
+        walk::WATCHED + pending as u32 - 1,
+        only_one(),
+    );
 }
 
 /// Whether a stream's request has not been accounted for yet.
@@ -589,8 +648,9 @@ impl SetEarly for Early {
     }
 }
 
+/// Nanoseconds since boot.
 #[inline(always)]
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: the helper takes nothing and returns a number.
     unsafe { bpf_ktime_get_boot_ns() }
 }
@@ -637,6 +697,10 @@ extern "C" fn answer_begin(s: *const Scratch, a: *const Answers, i: u32) -> u32 
             e.code.set(Code::Cancelled as u64);
             take(a, stream, e);
         }
+    } else if class == walk::UNRESOLVED {
+        if let Some(a) = a {
+            ask(a, stream, s.noted_question(i));
+        }
     } else if let Some((method, verdict)) = tap::sorted(s, class, || ruling(a, stream)) {
         begin_call(a, stream, UnderWay::key(stream, method, verdict), e);
     }
@@ -676,6 +740,17 @@ fn begin_call(a: Option<&Answers>, stream: u32, call: u64, ending: &Ending) {
     ending.start.set(now);
     ending.end.set(0);
     ending.len.set(0);
+}
+
+/// Notes a call whose method isn't known.
+#[inline(always)]
+fn ask(a: &Answers, stream: u32, (generation, candidates): (u32, u32)) {
+    let asked = asked(a, stream);
+    // Nobody keeps an answer there meanwhile.
+    exchange(&asked.key, 0);
+    asked.generation.set(generation);
+    asked.len.set(0);
+    exchange(&asked.key, stream as u64 | (candidates as u64) << 32);
 }
 
 /// The gate has ruled on a call. The tap begins it, when the send is over.

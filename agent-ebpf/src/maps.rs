@@ -172,11 +172,24 @@ pub fn leased() -> bool {
         .is_some_and(|c| unsafe { bpf_ktime_get_boot_ns() <= (&raw const c.lease).read_volatile() })
 }
 
-/// Whether another build's agent has taken over.
+/// Whether another build's agent has taken over: [`Control::closing`].
+#[inline(always)]
+pub fn control_closing() -> u64 {
+    // SAFETY: the word may be written by the agent meanwhile.
+    control().map_or(0, |c| unsafe { (&raw const c.closing).read_volatile() })
+}
+
+/// Whether it has.
 #[inline(always)]
 pub fn closing() -> bool {
-    // SAFETY: the word may be written by the agent meanwhile.
-    control().is_some_and(|c| unsafe { (&raw const c.closing).read_volatile() } != 0)
+    control_closing() != 0
+}
+
+/// Whether no other method is watched than the one that is asked about.
+#[inline(always)]
+pub fn only_one() -> bool {
+    // SAFETY: as above.
+    control().is_some_and(|c| unsafe { (&raw const c.methods).read_volatile() } == 1)
 }
 
 /// Whether somebody watches calls.

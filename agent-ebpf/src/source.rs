@@ -6,7 +6,7 @@ use agent_common::abi::answers::Answers;
 use agent_common::abi::{ConnKey, Tracked, Why};
 use agent_common::h2::edit::Segments;
 use agent_common::h2::frame::PREFACE;
-use agent_common::h2::walk::Source;
+use agent_common::h2::walk::{Conn, Source, UNRESOLVED};
 use agent_common::vol::{Vol, masked};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 
@@ -89,6 +89,8 @@ pub struct Scratch {
     pub segments: Segments,
     /// Calls that are to be timed: the stream in the lower half, its class in the upper one.
     begun_calls: [Vol<u64>; BEGUN as usize],
+    /// Of those whose method isn't known: the table's generation in the lower half, the candidates in the upper one.
+    begun_asked: [Vol<u64>; BEGUN as usize],
     begun_count: Vol<u32>,
     /// The walk that goes on when they have been begun, plus 1; 0 is none.
     pub more: Vol<u32>,
@@ -144,6 +146,24 @@ impl Scratch {
             self.begun_calls[at].set(stream as u64 | (class as u64) << 32);
             self.begun_count.set(n + 1);
         }
+    }
+
+    /// Notes a call whose method isn't known.
+    #[inline(always)]
+    pub fn ask(&self, c: &Conn) {
+        let n = self.begun_count.get();
+        if n < BEGUN {
+            let asked = c.generation() as u64 | (c.candidates().0 as u64) << 32;
+            self.begun_asked[masked(n, BEGUN - 1) as usize].set(asked);
+            self.call(c.stream.get(), UNRESOLVED);
+        }
+    }
+
+    /// Generation and candidates of one of them.
+    #[inline(always)]
+    pub fn noted_question(&self, i: u32) -> (u32, u32) {
+        let asked = self.begun_asked[masked(i, BEGUN - 1) as usize].get();
+        (asked as u32, (asked >> 32) as u32)
     }
 
     /// How many of these were noted.

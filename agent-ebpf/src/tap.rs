@@ -6,18 +6,20 @@
 //! Privileges: CAP_BPF and CAP_PERFMON, and for tracepoints CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
 use agent_common::abi::{
-    ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, event, verdict, walks,
+    ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, closing, event, verdict,
+    walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::track::{self, Begin, End, status};
 use agent_common::h2::walk::{self, Conn, Fault, Outcome};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 
+use crate::answers::now;
 use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
-    ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers, closing,
-    event_lost, failed, leased, unparsed,
+    ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers,
+    closing as is_closing, control_closing, event_lost, failed, leased, unparsed,
 };
 use crate::source::{BEGUN, RESET, Scratch, two_words};
 
@@ -320,7 +322,7 @@ pub fn begin(s: &Scratch) -> bool {
             s.known.set(1);
         }
         _ => {
-            if closing() {
+            if is_closing() {
                 return false;
             }
             c.status.set(status::NEW);
@@ -334,6 +336,8 @@ pub fn begin(s: &Scratch) -> bool {
     }
     // What another connection left in the scratch; `track::begin` goes by where the stream stands.
     c.restart();
+    // No other connection that this descriptor had can have had that one (it comes back after 18 minutes).
+    c.set_generation((now() >> 8) as u32);
     if s.first_buffer().is_err() {
         return false;
     }
@@ -412,7 +416,11 @@ extern "C" fn tap_step(
 pub fn request(s: &Scratch, c: &Conn) {
     let class = c.path.get();
     s.note(class);
-    if class >= walk::WATCHED && class != walk::UNRESOLVED {
+    if class == walk::UNRESOLVED {
+        if c.candidates().0 != 0 {
+            s.ask(c);
+        }
+    } else if class >= walk::WATCHED {
         s.call(c.stream.get(), class);
     }
 }
@@ -519,7 +527,9 @@ fn count(s: &Scratch, class: u32, n: u32) {
 /// Whether the tap counts calls of this send.
 #[inline(always)]
 fn counts(s: &Scratch) -> bool {
-    s.gated.get() != GATED && s.verdict.get() != verdict::OFF
+    s.gated.get() != GATED
+        && s.verdict.get() != verdict::OFF
+        && (s.gated.get() != NOT_GATED || control_closing() != closing::GATED)
 }
 
 /// The agent's note on the connection.

@@ -19,10 +19,16 @@ pub const CALL_BYTES: u32 = 1024 * 1024;
 pub const UNDER_WAY: usize = 32;
 /// Answers that may end before their request's send is accounted for, at once on one connection.
 pub const EARLY: usize = 4;
+/// Calls at once on one connection whose method is to be learned from what is answered.
+pub const ASKED: usize = 4;
 
 const _: () = assert!(CALL_BYTES.is_power_of_two());
-const _: () =
-    assert!(UNDER_WAY.is_power_of_two() && EARLY.is_power_of_two() && KEPT.is_power_of_two());
+const _: () = assert!(
+    UNDER_WAY.is_power_of_two()
+        && EARLY.is_power_of_two()
+        && ASKED.is_power_of_two()
+        && KEPT.is_power_of_two()
+);
 
 /// The answers of one connection: where its server's stream stands, and the calls that wait for their ends. The client's sends add
 /// calls, its receives take them away, on two CPUs perhaps.
@@ -40,7 +46,7 @@ pub struct Answers {
     pub waiting: Vol<u64>,
     /// Octets of the current DATA frame that are still to be kept.
     pub keep: Vol<u32>,
-    /// The place of its call.
+    /// The place of its call; [`UNDER_WAY`] + n: that of [`Answers::asked`].
     pub keep_at: Vol<u32>,
     /// Not 0: the server was heard before the client's preface was seen.
     pub unclaimed: Vol<u32>,
@@ -50,8 +56,23 @@ pub struct Answers {
     pub messages: [[Vol<u64>; KEPT / 8]; UNDER_WAY],
     /// How many; more than [`KEPT`]: the message is longer.
     pub lens: [Vol<u32>; UNDER_WAY],
+    /// Calls whose method isn't known, at the place of their stream's number.
+    pub asked: [Asked; ASKED],
     /// Where the server's stream stands.
     pub conn: Conn,
+}
+
+/// A call of a method that isn't known ([`crate::h2::learn`]).
+#[repr(C)]
+pub struct Asked {
+    /// Its stream in the lower half, the candidates in the upper one; 0 is none. Written last, with an exchange.
+    pub key: Vol<u64>,
+    /// [`Conn::generation`] when it was sent.
+    pub generation: Vol<u32>,
+    /// Octets of its answer; more than [`KEPT`]: it is longer.
+    pub len: Vol<u32>,
+    /// They.
+    pub message: [Vol<u64>; KEPT / 8],
 }
 
 /// A call under way.
@@ -99,7 +120,8 @@ pub struct Early {
 }
 
 const _: () = assert!(
-    size_of::<Answers>() == 8 + (28 + KEPT) * UNDER_WAY + 16 * EARLY + 24 + size_of::<Conn>()
+    size_of::<Answers>()
+        == 8 + (28 + KEPT) * UNDER_WAY + 16 * EARLY + 24 + (16 + KEPT) * ASKED + size_of::<Conn>()
 );
 
 /// Where [`Answers`]' fields lie, for an agent that reads one as bytes.

@@ -12,7 +12,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -143,7 +143,7 @@ pub struct Control {
     pub lease: u64,
     /// An agent has been there until this moment, in ns since boot: without one, no candidates are made.
     pub attended: u64,
-    /// Not 0: another build's agent has taken over; what is followed is followed on, and nothing new is taken up.
+    /// Not 0: another build's agent has taken over ([`closing`]); what is followed is followed on, and nothing new is taken up.
     pub closing: u64,
     /// Where in a buffer (`struct sk_buff`) the kernel notes how much of it a Unix socket's reader has taken already.
     pub consumed_at: u64,
@@ -151,8 +151,20 @@ pub struct Control {
     pub watched: u64,
     /// 0: answers aren't followed. Else one more than the number of the method that answers a pending count, or [`NO_PENDING`].
     pub answers: u64,
+    /// How many methods are watched.
+    pub methods: u64,
     /// For later.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
+}
+
+/// Values of [`Control::closing`].
+pub mod closing {
+    /// No: this build's agent is the one.
+    pub const NO: u64 = 0;
+    /// Calls of all connections that are followed are counted here.
+    pub const ALL: u64 = 1;
+    /// Calls of connections before which a gate stands are counted here; all others by the other build.
+    pub const GATED: u64 = 2;
 }
 
 /// Of [`Control::answers`]: answers are followed, and none has a pending count.
@@ -167,7 +179,8 @@ impl Control {
         consumed_at: 0,
         watched: 0,
         answers: 0,
-        reserved: [0; 2],
+        methods: 0,
+        reserved: 0,
     };
 }
 

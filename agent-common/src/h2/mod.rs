@@ -11,6 +11,7 @@
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
 //! | [`substitute`] | what a watched path is overwritten with |
 //! | [`status`] | the gRPC status in a server's stream, as another such table |
+//! | [`learn`] | what the server's answers tell of an index whose entry was inserted before anybody watched |
 //! | [`pending`] | the count in a PendingResponse |
 //! | [`huffman`] | the HPACK Huffman code (to build that table) |
 //!
@@ -19,7 +20,7 @@
 //! `i >= 62` names insertion `inserted - 1 - (i - 62)` (RFC 7541 §2.3.3). For each of the last
 //! [`walk::RING`] insertions one byte says what it was: no path, a path that isn't watched, which
 //! watched path, or a field whose name can't be known. Eviction needs no bookkeeping: a correct encoder never refers to an evicted entry.
-//! A connection that was joined late has the count 0, and what an index beyond it means is unknown.
+//! A connection that was joined late has the count 0, and what an index beyond it means is unknown, until it has been learned ([`learn`]).
 //!
 //! # What it never does
 //! It never guesses. What can't be followed ends in [`walk::Outcome::Fault`] with a [`walk::Fault`], or in the class
@@ -29,6 +30,7 @@ pub mod edit;
 pub mod frame;
 pub mod huffman;
 pub mod journal;
+pub mod learn;
 pub mod paths;
 pub mod pending;
 pub mod status;

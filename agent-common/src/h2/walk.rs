@@ -5,6 +5,7 @@
 //! All state that outlives a step is in [`Conn`], in memory (see [`crate::vol`]).
 
 use super::frame::{HEAD, Head, PREFACE, flag, kind};
+use super::learn::{CANDIDATES, Known, LEARNED, PSEUDO};
 use super::paths::{MAX_PATHS, Paths};
 use crate::vol::Vol;
 
@@ -172,7 +173,7 @@ pub struct Conn {
     mask: Vol<u32>,
     /// What the block's path is: [`NONE`], [`OTHER`], [`WATCHED`] + n, [`UNRESOLVED`].
     pub path: Vol<u32>,
-    /// The block refers to an entry that isn't known.
+    /// Of the block: [`UNKNOWN`], [`OPEN`], [`EXCLUDED`].
     unknown: Vol<u32>,
     /// Set where a request's stream was not the one after the last: something was sent unseen.
     /// Holds how many insertions were forgotten for it.
@@ -183,11 +184,19 @@ pub struct Conn {
     inserted: Vol<u32>,
     /// What the string in progress is substituted with ([`super::journal::id_of`]), where [`SUBSTITUTED`] is set.
     substitute: Vol<u32>,
-    /// What the last [`RING`] insertions were.
+    /// Fields of the block that have been passed.
+    fields: Vol<u32>,
+    /// Since when insertions are counted: another number for each such moment.
+    generation: Vol<u32>,
+    /// Old entries that may be the block's path, and how many.
+    pub(super) candidates: Vol<u32>,
+    pub(super) candidate_count: Vol<u32>,
     ring: [Vol<u8>; RING],
+    /// What has been learned of entries that are older than that moment.
+    pub(super) learned: [Vol<u64>; LEARNED],
 }
 
-const _: () = assert!(size_of::<Conn>() == 248);
+const _: () = assert!(size_of::<Conn>() == 264 + 8 * LEARNED);
 const _: () = assert!(RING.is_power_of_two());
 
 /// The field is inserted in the dynamic table.
@@ -200,6 +209,13 @@ const IN_NAME: u32 = 4;
 const NAME_UNKNOWN: u32 = 8;
 /// Octets of the string in progress were sent substituted: the rest must be as well, or the string is none.
 const SUBSTITUTED: u32 = 16;
+
+/// The block refers to an entry that isn't known.
+const UNKNOWN: u32 = 1;
+/// One where its path may be, of which nothing was learned either.
+const OPEN: u32 = 2;
+/// One where its path may be, which is no watched one.
+const EXCLUDED: u32 = 4;
 
 impl Conn {
     /// A connection of which nothing was seen.
@@ -224,6 +240,29 @@ impl Conn {
     #[inline(always)]
     pub fn forget_table(&self) {
         self.inserted.set(0);
+        self.generation.set(self.generation.get().wrapping_add(1));
+    }
+
+    /// Since when insertions are counted.
+    #[inline(always)]
+    pub fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
+    /// Sets it to something that no other connection in this place had.
+    #[inline(always)]
+    pub fn set_generation(&self, generation: u32) {
+        self.generation.set(generation);
+    }
+
+    /// Takes over what another walk of the same stream has been told of its table.
+    #[inline(always)]
+    pub fn learn_from(&self, other: &Self) {
+        let mut i = 0;
+        while i < LEARNED {
+            self.learned[i].set(other.learned[i].get());
+            i += 1;
+        }
     }
 
     /// Whether the stream stands between two frames, outside a header block.
@@ -344,7 +383,8 @@ impl Conn {
             || self.integer.get() > integer::LENGTH
             || self.role.get() > 31
             || self.huffman.get() > 1
-            || self.unknown.get() > 1
+            || self.unknown.get() > (UNKNOWN | OPEN | EXCLUDED)
+            || self.candidate_count.get() > CANDIDATES + 1
             || self.shift.get() > 28
         {
             return Err("a field's state is none");
@@ -511,6 +551,8 @@ fn frame<P: Paths>(c: &Conn, h: &Head) -> Outcome {
         c.field.set(field::START);
         c.path.set(NONE);
         c.unknown.set(0);
+        c.fields.set(0);
+        c.candidate_count.set(0);
         // Clients number their streams 1, 3, 5, … A gap means that a request was cancelled before it was sent, or
         // sent unseen; then it may have inserted something, and every older index would mean the wrong entry.
         let last = c.last_stream.get();
@@ -602,11 +644,16 @@ fn end_of_fragment<P: Paths>(c: &Conn, extra: u32) -> Outcome {
     }
     c.last_stream.set(stream);
     if c.path.get() == NONE {
-        if c.unknown.get() == 0 {
+        let unknown = c.unknown.get();
+        if unknown == 0 {
             // No path and nothing that could be one: trailers of a stream older than the join, or CONNECT.
             return Outcome::Continue;
         }
-        c.path.set(UNRESOLVED);
+        c.path.set(if unknown & (OPEN | EXCLUDED) == EXCLUDED {
+            OTHER
+        } else {
+            UNRESOLVED
+        });
     }
     Outcome::Request
 }
@@ -771,7 +818,7 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             let is = if value == 0 {
                 IN_NAME
             } else {
-                match class_of_index::<P>(c, value) {
+                match class_of_index::<P>(c, value, false) {
                     NONE => 0,
                     UNRESOLVED => NAME_UNKNOWN,
                     _ => NAME_IS_PATH,
@@ -805,11 +852,12 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
 /// An indexed field (RFC 7541 §6.1).
 #[inline(always)]
 fn indexed<P: Paths>(c: &Conn, index: u32) {
-    let class = class_of_index::<P>(c, index);
+    let class = class_of_index::<P>(c, index, true);
     // What isn't known is noted already; the block's path may still come in full.
     if class != NONE && class != UNRESOLVED {
         path(c, class);
     }
+    c.fields.set(c.fields.get() + 1);
 }
 
 /// Goes on behind a complete string.
@@ -838,15 +886,20 @@ fn string<P: Paths>(c: &Conn) {
         let number = c.inserted.get();
         c.ring[(number as usize) & (RING - 1)].set(class as u8);
         // After 2^32 insertions the table counts as unknown again.
-        c.inserted.set(number.wrapping_add(1));
+        let next = number.wrapping_add(1);
+        c.inserted.set(next);
+        if next == 0 {
+            c.forget_table();
+        }
     }
+    c.fields.set(c.fields.get() + 1);
     c.field.set(field::START);
 }
 
 /// What an index names: the class of a `:path`, [`NONE`] for any other field, or [`UNRESOLVED`] for what isn't known,
-/// which it notes.
+/// which it notes. `whole`: the index stands for the whole field, not for its name alone.
 #[inline(always)]
-fn class_of_index<P: Paths>(c: &Conn, index: u32) -> u32 {
+fn class_of_index<P: Paths>(c: &Conn, index: u32, whole: bool) -> u32 {
     if index < 62 {
         return P::of_static(index);
     }
@@ -859,7 +912,26 @@ fn class_of_index<P: Paths>(c: &Conn, index: u32) -> u32 {
             return class;
         }
     }
-    c.unknown.set(1);
+    let mut unknown = c.unknown.get() | UNKNOWN;
+    if !P::SERVER && c.fields.get() < PSEUDO {
+        // Of those that were inserted since, and of which it isn't known what they are, nothing is learned.
+        let known = if back >= inserted {
+            c.known(back - inserted)
+        } else {
+            Known::Nothing
+        };
+        match known {
+            Known::Is(class) => return class,
+            Known::NotWatched if whole => unknown |= EXCLUDED,
+            _ => unknown |= OPEN,
+        }
+        if whole && back >= inserted {
+            c.note_candidate(back - inserted);
+        } else {
+            c.note_no_candidates();
+        }
+    }
+    c.unknown.set(unknown);
     UNRESOLVED
 }
 

@@ -5,6 +5,7 @@ mod reference;
 
 mod captures;
 mod edits;
+mod late;
 mod malformed;
 mod paths;
 mod properties;

@@ -1,8 +1,8 @@
 //! What an agent of another build left pinned: its programs serve the connections that they have until these close.
 //!
 //! Only layouts that are frozen are read ([`agent_common::abi`]): which processes, what of them is to be rejected, their
-//! counters, the lease. Beside a gate the other build's tap is taken away: this build's has taken over, and a gate needs none. With
-//! `rewrite` the tap is the enforcer: it goes on with what it follows, and takes up nothing new.
+//! counters, the lease. The other build's tap goes on with what it follows, and takes up nothing new: with `rewrite` it is the enforcer, and
+//! a gate that has missed something goes on from where its tap stands. Beside a gate it counts nothing but what that counts.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -10,7 +10,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target};
+use agent_common::abi::{ConnKey, Control, MAX_SLOTS, Slot, Target, closing};
 use aya::maps::{HashMap, MapData, MapError, SockHash};
 
 use super::pins::{self, Pins};
@@ -104,15 +104,14 @@ impl Old {
         }
     }
 
-    /// Takes its tap away, now that there is another one; or has it follow what it does, and nothing new.
+    /// Has its tap follow what it does and nothing new, now that there is another one.
     pub fn hand_over(&self) {
-        if let Serves::Rewrite { .. } = self.serves {
-            if let Some(closing) = self.control.atomic(0, offset_of!(Control, closing)) {
-                closing.store(1, Ordering::Relaxed);
-            }
-        } else if let Err(e) = pins::remove_files(&self.directory, |name| name.starts_with("link_"))
-        {
-            tracing::warn!(directory = %self.directory.display(), "another build's tap goes on: {e}");
+        if let Some(word) = self.control.atomic(0, offset_of!(Control, closing)) {
+            let all = matches!(self.serves, Serves::Rewrite { .. });
+            word.store(
+                if all { closing::ALL } else { closing::GATED },
+                Ordering::Relaxed,
+            );
         }
     }
 

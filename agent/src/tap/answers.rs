@@ -71,8 +71,13 @@ impl Answering {
         self.on = true;
         let pending = methods.iter().position(|method| method == PENDING);
         let word = pending.map_or(NO_PENDING, |number| number as u64 + 1);
-        if let Some(place) = control.atomic(0, offset_of!(Control, answers)) {
-            place.store(word, Ordering::Relaxed);
+        for (at, value) in [
+            (offset_of!(Control, methods), methods.len() as u64),
+            (offset_of!(Control, answers), word),
+        ] {
+            if let Some(place) = control.atomic(0, at) {
+                place.store(value, Ordering::Relaxed);
+            }
         }
     }
 
