@@ -577,9 +577,8 @@ extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
     e.key.set(0);
     take(a, stream, e);
     if e.key.get() == 0 && asked(a, stream).key.get() as u32 == stream {
-        if code == Code::Ok as u64 {
-            learn(r, asked(a, stream));
-        }
+        // Whatever its status, which may be an index of the server's that isn't known: a message is one.
+        learn(r, asked(a, stream));
         asked(a, stream).key.set(0);
         return NEXT;
     }

@@ -54,15 +54,15 @@ async fn every_system_call_in_every_shape() -> Result<()> {
                 .await?;
             expected += 1 + REQUEST_LEN as u64;
             let seen = counted(&agent, &pod).await?;
-            ensure!(seen == expected, "{kind} {call}: {seen} of {expected}");
+            let scrape = agent.scrape().await?;
+            ensure!(
+                seen == expected && scrape.unparsed_sends().is_empty(),
+                "{kind} {call}: {seen} of {expected}, {:?}, events lost: {:?}",
+                scrape.unparsed_sends(),
+                scrape.events_lost()
+            );
         }
     }
-    let scrape = agent.scrape().await?;
-    ensure!(
-        scrape.unparsed_sends().is_empty(),
-        "{:?}",
-        scrape.unparsed_sends()
-    );
     raw.end().await?;
     agent.stop().await?;
     Ok(())

@@ -96,6 +96,36 @@ func callMany(conn *grpc.ClientConn, method string, count uint64, concurrency in
 	return all, time.Since(start)
 }
 
+// fan makes count calls on each of the connections, one after another there, on concurrency of them at once.
+func fan(conns []*grpc.ClientConn, method string, count uint64, concurrency int) (outcomes, time.Duration) {
+	start := time.Now()
+	work := make(chan *grpc.ClientConn)
+	var group sync.WaitGroup
+	parts := make([]outcomes, concurrency)
+	for i := range parts {
+		parts[i] = newOutcomes()
+		group.Add(1)
+		go func(part *outcomes) {
+			defer group.Done()
+			for conn := range work {
+				for i := uint64(0); i < count; i++ {
+					part.add(callOnce(conn, method))
+				}
+			}
+		}(&parts[i])
+	}
+	for _, conn := range conns {
+		work <- conn
+	}
+	close(work)
+	group.Wait()
+	all := newOutcomes()
+	for _, part := range parts {
+		all.merge(part)
+	}
+	return all, time.Since(start)
+}
+
 // ticker calls PendingFn at an interval.
 type ticker struct {
 	stop chan struct{}

@@ -57,8 +57,11 @@ func runClient() error {
 	if *socket != "" {
 		target = "unix:" + *socket
 	}
-	conn, err := grpc.Dial(target, grpc.WithInsecure(), grpc.WithDefaultCallOptions(
-		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
+	dial := func() (*grpc.ClientConn, error) {
+		return grpc.Dial(target, grpc.WithInsecure(), grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
+	}
+	conn, err := dial()
 	if err != nil {
 		return err
 	}
@@ -71,7 +74,7 @@ func runClient() error {
 		"event": "ready", "client": "grpc-go", "version": grpc.Version, "pid": os.Getpid(), "attempts": attempts,
 	})
 
-	s := session{conn: conn, concurrency: *concurrency, batch: *batch}
+	s := session{conn: conn, dial: dial, concurrency: *concurrency, batch: *batch}
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		answer, err := s.command(lines.Text())
@@ -118,11 +121,23 @@ func waitReady(conn *grpc.ClientConn) (attempts int, err error) {
 // session is one client and what it does in the background.
 type session struct {
 	conn        *grpc.ClientConn
+	dial        func() (*grpc.ClientConn, error)
+	others      []*grpc.ClientConn // Opened by command.
 	concurrency int
 	batch       uint64
 	background  *background
 	ticker      *ticker
 	verifier    verifier // Where the last background stopped.
+}
+
+// called is the answer to a command that makes calls.
+func called(method string, result outcomes, elapsed time.Duration) interface{} {
+	return struct {
+		Event  string `json:"event"`
+		Method string `json:"method"`
+		outcomes
+		Seconds float64 `json:"seconds"`
+	}{"called", method, result, elapsed.Seconds()}
 }
 
 // command does what a line says; nil is the answer to "quit".
@@ -144,12 +159,22 @@ func (s *session) command(line string) (interface{}, error) {
 	switch strings.Join(pattern, " ") {
 	case "call METHOD #":
 		result, elapsed := callMany(s.conn, method, numbers[0], s.concurrency)
-		return struct {
-			Event  string `json:"event"`
-			Method string `json:"method"`
-			outcomes
-			Seconds float64 `json:"seconds"`
-		}{"called", method, result, elapsed.Seconds()}, nil
+		return called(method, result, elapsed), nil
+	case "open #":
+		for i := uint64(0); i < numbers[0]; i++ {
+			other, err := s.dial()
+			if err != nil {
+				return nil, err
+			}
+			if _, err := waitReady(other); err != nil {
+				return nil, err
+			}
+			s.others = append(s.others, other)
+		}
+		return called("IsReady", newOutcomes(), 0), nil
+	case "fan METHOD #":
+		result, elapsed := fan(s.others, method, numbers[0], s.concurrency)
+		return called(method, result, elapsed), nil
 	case "background on #":
 		if s.background != nil {
 			return nil, errors.New("the background is on already")

@@ -181,6 +181,32 @@ impl Client {
         }
     }
 
+    /// Opens as many more connections, on each of which IsReady is asked and answered. Only grpc-go's client does that.
+    ///
+    /// # Errors
+    /// It doesn't.
+    pub async fn open(&mut self, connections: u64) -> Result<(), PeerError> {
+        let command = format!("open {connections}");
+        let limit = self.limit;
+        match self.process.ask(&command, limit).await? {
+            Event::Called(_) => Ok(()),
+            event => Err(self.process.unexpected(&command, event)),
+        }
+    }
+
+    /// Makes `count` calls of a method on each of these, one after another.
+    ///
+    /// # Errors
+    /// They were not all answered in time.
+    pub async fn fan(&mut self, method: Method, count: u64) -> Result<Called, PeerError> {
+        let command = format!("fan {method} {count}");
+        let limit = self.limit;
+        match self.process.ask(&command, limit).await? {
+            Event::Called(called) => Ok(called),
+            event => Err(self.process.unexpected(&command, event)),
+        }
+    }
+
     /// Starts reading and acknowledging, at `rate` messages per second (0: as fast as possible), and asking IsReady.
     /// Returns when the first batch has been read.
     ///
