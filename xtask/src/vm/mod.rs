@@ -27,7 +27,7 @@ use self::content::Content;
 use self::kernel::{Kernel, Series};
 use self::machine::{Machine, Message};
 use self::programs::TestProgram;
-use self::report::Row;
+use self::report::{Report, Row};
 use crate::build;
 use crate::elf;
 use crate::process;
@@ -42,22 +42,26 @@ const SLOW: &str = "10";
 /// What a program may take in the machine, in seconds, if the user says nothing.
 const LIMIT: u64 = 900;
 
-/// What runs if the user names no tests, in the order of the time that it takes: every program loads, counts, rejects and goes, whatever calls
-/// the kernel. All others run when they are named (`answers`, `processes`, `peers`, `exactness` and all of `enforce`: some hours under
-/// emulation, where the verifier alone takes half a minute for each agent that starts).
-const TESTS: [&str; 8] = [
+/// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
+/// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
+const TESTS: [&str; 13] = [
     "fixtures",
     "doctor",
     "agent",
     "sends",
+    "exactness",
+    "answers",
+    "late",
     "rewrite",
     "enforce::tonic_on_rust",
+    "enforce::grpc_go_on_rust",
+    "enforce::c_core_on_rust",
     "enforce::modes_at_run_time",
     "enforce::another_build",
 ];
 
 /// Those of them that reject calls: they run with every enforcer.
-const ENFORCING: [&str; 3] = ["enforce", "enforce_faults", "rewrite"];
+const ENFORCING: [&str; 4] = ["enforce", "enforce_faults", "late", "rewrite"];
 /// Those of them that are about one enforcer.
 const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 
@@ -65,11 +69,8 @@ const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 const ONLY_TRACEPOINT: [&str; 3] = ["agent", "doctor", "fixtures"];
 
 /// What runs on a kernel that the agent refuses.
-const REFUSED: &str = "doctor";
-
-/// Those that look at answers. For all others the agent leaves them alone: the verifier needs half of its time for the programs that
-/// follow them.
-const WITH_ANSWERS: [&str; 4] = ["agent", "answers", "dashboards", "top"];
+const REFUSED: &str = DOCTOR;
+const DOCTOR: &str = "doctor";
 
 /// What `cargo xtask test` runs of them: the programs load, those that follow answers too, count, reject and go, for every system call.
 const CHECKED: [&str; 5] = [
@@ -85,6 +86,31 @@ const CHECKED_FIRST: [&str; 2] = ["fixtures", "agent::nothing_is_left_behind"];
 
 /// How many machines it runs at once: a test keeps about one processor of its machine busy.
 const CHECKED_AT_ONCE: u16 = 2;
+
+/// What runs on a kernel that is locked down: what doctor says is so, and under integrity the gate rejects.
+const LOCKED: [&str; 2] = [DOCTOR, "enforce::tonic_on_rust"];
+
+/// How much of itself a kernel keeps from root (kernel_lockdown(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lockdown {
+    /// Nothing.
+    None,
+    /// What would let root change the running kernel.
+    Integrity,
+    /// And what would let root read it.
+    Confidentiality,
+}
+
+impl Lockdown {
+    /// Its value of the kernel's parameter `lockdown`.
+    pub const fn parameter(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Integrity => Some("integrity"),
+            Self::Confidentiality => Some("confidentiality"),
+        }
+    }
+}
 
 /// How the agent works, as it is told by its environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -112,9 +138,6 @@ const VARIANTS: [Variant; 6] = [
     variant("fentry", "rewrite"),
 ];
 
-/// What `cargo xtask test` leaves out: under emulation it takes too long to join.
-const UNCHECKED: Variant = variant("fentry", "gate");
-
 /// What the user asked for.
 #[derive(clap::Args)]
 pub struct Options {
@@ -133,18 +156,20 @@ pub struct Options {
     /// A variable for what runs in the machine
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// Lock the kernels down
-    #[arg(long, value_name = "MODE", value_parser = ["integrity", "confidentiality"])]
-    lockdown: Option<String>,
+    /// Boot each kernel with this lockdown, or with each of several; a locked-down one runs only what is about that, unless tests are named
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_delimiter = ',',
+        default_value = "none"
+    )]
+    lockdown: Vec<Lockdown>,
     /// Only with this tap
     #[arg(long, value_name = "TAP", value_parser = ["tracepoint", "fentry"])]
     tap: Option<String>,
     /// Only with this enforcer, tests that reject nothing left out
     #[arg(long, value_name = "ENFORCER", value_parser = ["gate", "rewrite"])]
     enforcer: Option<String>,
-    /// The step of `cargo xtask test`: without [`UNCHECKED`].
-    #[arg(skip)]
-    checked: bool,
     /// How many machines run at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     machines: u16,
@@ -154,9 +179,12 @@ pub struct Options {
     /// Keep the initramfs, and say how to boot the machine by hand
     #[arg(long)]
     keep: bool,
-    /// Write the table to a file, as JSON
+    /// Write the table, and what `pendguard doctor` says on each kernel, to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The same for people, as Markdown
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Run a program of this machine instead of tests; what follows are its arguments
     #[arg(
         long,
@@ -171,9 +199,7 @@ pub struct Options {
 impl Options {
     fn wants(&self, variant: &Variant) -> bool {
         let is = |wanted: &Option<String>, name| wanted.as_ref().is_none_or(|it| it == name);
-        is(&self.tap, variant.tap)
-            && is(&self.enforcer, variant.enforcer)
-            && !(self.checked && *variant == UNCHECKED)
+        is(&self.tap, variant.tap) && is(&self.enforcer, variant.enforcer)
     }
 }
 
@@ -189,12 +215,15 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         Setup::new(workspace).for_peers()?;
         build::run(workspace, true)?;
     }
-    let rows = Prepared::new(workspace, options)?.on_all()?;
-    print!("\n{}", report::table(&rows));
+    let report = Prepared::new(workspace, options)?.on_all()?;
+    print!("\n{}", report::table(&report.rows));
     if let Some(path) = &options.json {
-        report::write_json(&rows, path)?;
+        report.write_json(path)?;
     }
-    Ok(if rows.iter().all(Row::passed) {
+    if let Some(path) = &options.report {
+        report.write_markdown(path)?;
+    }
+    Ok(if report.rows.iter().all(Row::passed) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -221,17 +250,17 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         kernel: kernel::checked(),
         test: tests.iter().map(|test| (*test).to_owned()).collect(),
         env: Vec::new(),
-        lockdown: None,
+        lockdown: vec![Lockdown::None],
         tap: None,
         enforcer: None,
-        checked: true,
         machines: CHECKED_AT_ONCE,
         limit: LIMIT,
         keep: false,
         json: None,
+        report: None,
         exec: Vec::new(),
     };
-    let rows = Prepared::new(workspace, &options)?.on_all()?;
+    let rows = Prepared::new(workspace, &options)?.on_all()?.rows;
     print!("\n{}", report::table(&rows));
     for row in &rows {
         counts.add(row.counts);
@@ -265,7 +294,10 @@ impl<'a> Prepared<'a> {
             for (program, _) in &programs {
                 image.add(&program.path)?;
             }
-            test_jobs(workspace, options, &programs, &environment)
+            let agent = workspace.target("release/pendguard");
+            let mut jobs = vec![(VARIANTS[0], programs_job(&agent, options))];
+            jobs.extend(test_jobs(workspace, options, &programs, &environment));
+            jobs
         } else {
             let job = exec_job(options, environment)?;
             image.add(Path::new(&job.program))?;
@@ -289,7 +321,7 @@ impl<'a> Prepared<'a> {
     }
 
     /// Boots all kernels that were asked for and runs the jobs on each.
-    fn on_all(&self) -> Result<Vec<Row>> {
+    fn on_all(&self) -> Result<Report> {
         let mut progress = Progress::start("vm", self.options.kernel.len() as u64);
         let mut kernels = Vec::new();
         for series in &self.options.kernel {
@@ -300,62 +332,85 @@ impl<'a> Prepared<'a> {
             kernels.push(kernel);
         }
         drop(progress);
-        let mut rows = Vec::new();
-        for kernels in kernels.chunks(self.options.machines.into()) {
+        let mut boots = Vec::new();
+        for kernel in &kernels {
+            for lockdown in &self.options.lockdown {
+                boots.push((kernel, *lockdown));
+            }
+        }
+        let mut report = Report::default();
+        for boots in boots.chunks(self.options.machines.into()) {
             let results: Vec<_> = thread::scope(|scope| {
-                let machines: Vec<_> = kernels
+                let machines: Vec<_> = boots
                     .iter()
-                    .map(|kernel| scope.spawn(|| self.on(kernel, kernels.len() == 1)))
+                    .map(|boot| scope.spawn(|| self.on(*boot, boots.len() == 1)))
                     .collect();
                 machines.into_iter().map(ScopedJoinHandle::join).collect()
             });
             for result in results {
-                rows.extend(result.unwrap_or_else(|panic| resume_unwind(panic))?);
+                report.add(result.unwrap_or_else(|panic| resume_unwind(panic))?);
             }
         }
-        Ok(rows)
+        Ok(report)
     }
 
     /// What there is to do on a kernel.
-    fn jobs_on(&self, series: Series) -> Vec<(Variant, Job)> {
-        let wanted = |(_, job): &&(Variant, Job)| {
-            !series.refused || job.name == REFUSED || !self.options.exec.is_empty()
+    fn jobs_on(&self, series: Series, lockdown: Lockdown) -> Vec<(Variant, Job)> {
+        let named = !self.options.test.is_empty();
+        let wanted = |(variant, job): &&(Variant, Job)| {
+            if !self.options.exec.is_empty() || job.name == PROGRAMS {
+                return true;
+            }
+            let locked = lockdown == Lockdown::None
+                || named
+                || job.name == DOCTOR
+                || lockdown == Lockdown::Integrity
+                    && LOCKED.contains(&test_of(job).as_str())
+                    && *variant == VARIANTS[2];
+            locked && (!series.refused || job.name == REFUSED)
         };
         self.jobs.iter().filter(wanted).cloned().collect()
     }
 
     /// Boots a kernel and runs the jobs on it.
-    fn on(&self, kernel: &Kernel, alone: bool) -> Result<Vec<Row>> {
+    fn on(&self, (kernel, lockdown): (&Kernel, Lockdown), alone: bool) -> Result<Report> {
         let series = kernel.series;
-        let jobs = self.jobs_on(series);
+        let jobs = self.jobs_on(series, lockdown);
+        let name = match lockdown.parameter() {
+            Some(parameter) => format!("{} {parameter}", series.name),
+            None => series.name.to_owned(),
+        };
+        let directory = self
+            .workspace
+            .target(format!("vm/{}", name.replace(' ', "-")));
         let steps = 1 + jobs.len() as u64;
         let mut progress = if alone {
             Progress::start("vm", steps)
         } else {
-            Progress::beside_others(format!("vm {}", series.name), steps)
+            Progress::beside_others(format!("vm {name}"), steps)
         };
         let machine = Machine {
             kernel,
             init: &self.init,
             disk: &self.disk,
-            directory: self.workspace.target(format!("vm/{}", series.name)),
-            lockdown: self.options.lockdown.as_deref(),
+            directory: directory.clone(),
+            lockdown: lockdown.parameter(),
         };
         let plan = Plan {
             jobs: jobs.iter().map(|(_, job)| job.clone()).collect(),
             ..Plan::default()
         };
-        let mut hearing = Hearing::new(self, &jobs, kernel, &mut progress)?;
+        let mut hearing = Hearing::new(&jobs, (kernel, &name), &directory, &mut progress)?;
         if !alone {
-            hearing.mark = format!("{}: ", series.name);
+            hearing.mark = format!("{name}: ");
         }
         let result = machine.run(&plan, |message| hearing.hear(&message));
-        let mut rows = hearing.rows;
+        let mut report = hearing.report();
         drop(progress);
         if let Err(error) = result {
             // What the other kernels say is of interest all the same.
-            eprintln!("FAILED: kernel {}: {error:#}", series.name);
-            for row in &mut rows {
+            eprintln!("FAILED: kernel {name}: {error:#}");
+            for row in &mut report.rows {
                 row.failures.push("the machine did not finish".to_owned());
             }
         }
@@ -364,7 +419,7 @@ impl<'a> Prepared<'a> {
         } else {
             machine.remove_files()?;
         }
-        Ok(rows)
+        Ok(report)
     }
 }
 
@@ -378,34 +433,34 @@ struct Hearing<'a> {
     mark: String,
     /// One for each variant.
     rows: Vec<Row>,
+    /// What `pendguard doctor --json` prints.
+    said: String,
+    name: String,
+    release: String,
     /// The running job, and its place in `rows`.
-    current: Option<(&'a Job, usize)>,
+    current: Option<(&'a Job, Option<usize>)>,
 }
 
 impl<'a> Hearing<'a> {
     fn new(
-        prepared: &Prepared<'_>,
         jobs: &'a [(Variant, Job)],
-        kernel: &Kernel,
+        (kernel, name): (&Kernel, &str),
+        directory: &Path,
         progress: &'a mut Progress,
     ) -> Result<Self> {
-        let used = |variant: &Variant| jobs.iter().any(|(of, _)| of == variant);
-        let name = match &prepared.options.lockdown {
-            Some(lockdown) => format!("{} lockdown={lockdown}", kernel.series.name),
-            None => kernel.series.name.to_owned(),
+        let used = |variant: &Variant| {
+            let is = |(of, job): &(Variant, Job)| of == variant && job.name != PROGRAMS;
+            jobs.iter().any(is)
         };
         let rows = VARIANTS.into_iter().filter(used).map(|variant| Row {
-            kernel: name.clone(),
+            kernel: name.to_owned(),
             release: kernel.release.clone(),
             variant,
             counts: Counts::default(),
             seconds: 0.0,
             failures: Vec::new(),
         });
-        let directory = prepared
-            .workspace
-            .target(format!("vm/{}", kernel.series.name));
-        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let path = directory.join("output.log");
         let log = File::create(&path).with_context(|| path.display().to_string())?;
         progress.begin("booting", &format!("Linux {}", kernel.release));
@@ -415,8 +470,26 @@ impl<'a> Hearing<'a> {
             log,
             mark: String::new(),
             rows: rows.collect(),
+            said: String::new(),
+            name: name.to_owned(),
+            release: kernel.release.clone(),
             current: None,
         })
+    }
+
+    /// What was heard.
+    fn report(self) -> Report {
+        let doctor = serde_json::from_str(&self.said).ok();
+        Report {
+            rows: self.rows,
+            kernels: doctor.map_or_else(Vec::new, |doctor| {
+                vec![report::OnKernel {
+                    kernel: self.name,
+                    release: self.release,
+                    doctor,
+                }]
+            }),
+        }
     }
 
     fn hear(&mut self, message: &Message<'_>) {
@@ -429,9 +502,14 @@ impl<'a> Hearing<'a> {
     fn output(&mut self, line: &str) {
         // A log that can't be written is no reason to stop: the line is on the screen too.
         let _ = writeln!(self.log, "{line}");
+        if self.current.is_some_and(|(job, _)| job.name == PROGRAMS) {
+            self.said.push_str(line);
+            self.said.push('\n');
+            return;
+        }
         let mark = &self.mark;
         self.progress.suspend(|| println!("{mark}{line}"));
-        if let Some((job, row)) = self.current {
+        if let Some((job, Some(row))) = self.current {
             let row = &mut self.rows[row];
             row.counts.read(line);
             if let Some(test) = failed_test(line) {
@@ -448,7 +526,7 @@ impl<'a> Hearing<'a> {
                     return;
                 };
                 let row = self.rows.iter().position(|row| row.variant == *variant);
-                self.current = row.map(|row| (job, row));
+                self.current = Some((job, row));
                 let plan = format!("{}/{}", variant.tap, variant.enforcer);
                 self.progress.begin(&job.name, &plan);
             }
@@ -456,10 +534,14 @@ impl<'a> Hearing<'a> {
                 let Some((job, row)) = self.current.take() else {
                     return;
                 };
-                let row = &mut self.rows[row];
-                row.seconds += seconds;
                 let result = describe(end);
                 self.progress.done(&job.name, &result);
+                // Doctor's status says what the kernel allows.
+                let Some(row) = row.filter(|_| job.name != PROGRAMS) else {
+                    return;
+                };
+                let row = &mut self.rows[row];
+                row.seconds += seconds;
                 let told = row.failures.iter().any(|failure| {
                     failure
                         .strip_prefix(job.name.as_str())
@@ -555,15 +637,11 @@ fn test_jobs(
             }
             let mut arguments = vec!["--test-threads=1".to_owned()];
             arguments.extend(filter.clone());
-            let mut environment = environment.clone();
-            if !WITH_ANSWERS.contains(&name) {
-                environment.push(("PENDGUARD_NO_ANSWERS".to_owned(), "true".to_owned()));
-            }
             let job = Job {
                 name: program.name.clone(),
                 program: program.path.display().to_string(),
                 arguments,
-                environment,
+                environment: environment.clone(),
                 directory: workspace.path("tests").display().to_string(),
                 limit: options.limit,
             };
@@ -571,6 +649,28 @@ fn test_jobs(
         }
     }
     jobs
+}
+
+/// The test of a job, as the user names it.
+fn test_of(job: &Job) -> String {
+    match job.arguments.get(1) {
+        Some(filter) => format!("{}::{filter}", job.name),
+        None => job.name.clone(),
+    }
+}
+
+/// What the kernel makes of each program.
+const PROGRAMS: &str = "programs";
+
+fn programs_job(agent: &Path, options: &Options) -> Job {
+    Job {
+        name: PROGRAMS.to_owned(),
+        program: agent.display().to_string(),
+        arguments: ["doctor", "--json"].map(str::to_owned).into(),
+        environment: Vec::new(),
+        directory: "/root".to_owned(),
+        limit: options.limit,
+    }
 }
 
 /// The program that the user named.
