@@ -13,7 +13,7 @@ use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::status;
-use agent_common::h2::walk::{self, Outcome, Source};
+use agent_common::h2::walk::{LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
 use agent_common::vol::positive;
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
@@ -58,11 +58,7 @@ pub fn gate(ctx: SkBuffContext) -> u32 {
     if !whole || !take_place(g, len) {
         return PASS;
     }
-    g.offset.set(0);
-    g.left.set(len);
-    g.window_at.set(0);
-    g.window_len.set(0);
-    g.segments.forget();
+    begin(g, 0, len);
     // SAFETY: the program there is of the same type and reads the same context.
     unsafe { GATES.tail_call(&ctx, gates::WALK) };
     lost(g);
@@ -74,33 +70,52 @@ pub fn gate_walk(ctx: SkBuffContext) -> u32 {
     let Some(g) = gated(&ctx) else {
         return PASS;
     };
+    if walk(&ctx, g) {
+        // SAFETY: as in `gate`.
+        unsafe { GATES.tail_call(&ctx, gates::WALK) };
+        lost(g);
+    }
+    PASS
+}
+
+/// Stands before `len` octets of a buffer, the first of them at `at`.
+#[inline(always)]
+pub fn begin(g: &Gated, at: u32, len: u32) {
+    g.offset.set(at);
+    g.left.set(len);
+    g.window_at.set(0);
+    g.window_len.set(0);
+    g.segments.forget();
+}
+
+/// Does what is to be done for a path that was found, and passes up to [`STEPS`] tokens, or as many as there are before the next such path.
+/// Whether there is more.
+#[inline(always)]
+pub fn walk(ctx: &impl EbpfContext, g: &Gated) -> bool {
     let Some(paths) = PATHS.get_ptr(0) else {
-        return PASS;
+        return false;
     };
-    let buffer = Buffer { g, ctx: &ctx };
+    let buffer = Buffer { g, ctx };
     if g.segments.found() {
         edit::apply(&g.conn, &buffer, &g.segments);
         count(g);
     }
     for _ in 0..STEPS {
         if g.left.get() == 0 {
-            return PASS;
+            return false;
         }
         let ended = gate_step(g, paths);
         if ended == UNKNOWN {
             unresolved(g);
         } else if ended != NEXT && (ended != STARVED || buffer.fill().is_err()) {
             lost(g);
-            return PASS;
+            return false;
         }
         if g.segments.found() {
             break;
         }
     }
-    // SAFETY: as in `gate`.
-    unsafe { GATES.tail_call(&ctx, gates::WALK) };
-    lost(g);
-    PASS
+    true
 }
 
 /// One step of the walk: [`NEXT`], [`STARVED`], [`UNKNOWN`] or [`FAULT`]. A function that the verifier walks once for all (see
@@ -112,7 +127,7 @@ extern "C" fn gate_step(g: *const Gated, paths: *const PathTable) -> u32 {
         return FAULT;
     };
     match edit::step(&g.conn, &Window(g), &g.segments, paths, false) {
-        Outcome::Request if g.conn.path.get() == walk::UNRESOLVED => UNKNOWN,
+        Outcome::Request if g.conn.path.get() == UNRESOLVED => UNKNOWN,
         Outcome::Continue | Outcome::Request | Outcome::Reset | Outcome::Data | Outcome::Block => {
             NEXT
         }
@@ -254,7 +269,7 @@ fn target(g: &Gated) -> Option<&'static Target> {
     }
 }
 
-/// Counts a call by the class of its path: [`walk::LATCHED`] and on were rejected, whatever the policy says now.
+/// Counts a call by the class of its path: [`LATCHED`] and on were rejected, whatever the policy says now.
 #[inline(always)]
 fn count(g: &Gated) {
     let class = g.conn.path.get();
@@ -264,14 +279,14 @@ fn count(g: &Gated) {
     let Some(slot) = SLOTS.get_ptr_mut(target.slot) else {
         return;
     };
-    let (path, column) = if class >= walk::LATCHED {
+    let (path, column) = if class >= LATCHED {
         latched(g, slot);
-        (class - walk::LATCHED, verdict::REJECTED)
+        (class - LATCHED, verdict::REJECTED)
     } else if target.verdict == verdict::REJECTED {
         failed(g.segments.failure().unwrap_or(Failure::Lease), 1);
-        (class - walk::WATCHED, verdict::ADMITTED)
+        (class - WATCHED, verdict::ADMITTED)
     } else {
-        (class - walk::WATCHED, target.verdict)
+        (class - WATCHED, target.verdict)
     };
     if column != verdict::OFF {
         let path = path as usize & (MAX_PATHS - 1);
@@ -312,12 +327,12 @@ fn latched(g: &Gated, slot: *mut Slot) {
 struct Window<'a>(&'a Gated);
 
 /// One buffer of a connection, as paths in it are overwritten.
-struct Buffer<'a> {
+struct Buffer<'a, C> {
     g: &'a Gated,
-    ctx: &'a SkBuffContext,
+    ctx: &'a C,
 }
 
-impl Buffer<'_> {
+impl<C: EbpfContext> Buffer<'_, C> {
     #[inline(always)]
     fn fill(&self) -> Result<(), ()> {
         let g = self.g;
@@ -401,7 +416,7 @@ impl Placed for Window<'_> {
     }
 }
 
-impl Edit for Buffer<'_> {
+impl<C: EbpfContext> Edit for Buffer<'_, C> {
     #[inline(always)]
     fn substitute(&self, number: u32) -> Option<&Substitute> {
         // SAFETY: it is a map value that the agent wrote before it attached anything.

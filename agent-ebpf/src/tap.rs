@@ -361,7 +361,7 @@ pub fn begin(s: &Scratch) -> bool {
 
 /// Passes up to [`STEPS`] tokens and notes the requests among them: [`flush`] counts them.
 #[inline(always)]
-fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
+pub fn walk(s: &Scratch, c: &Conn, in_sync: bool) -> u32 {
     let Some(paths) = PATHS.get_ptr(0) else {
         return UNREADABLE;
     };
@@ -466,7 +466,7 @@ pub fn end(s: &Scratch, ended: u32) {
 
 /// Forgets the requests that were noted: they were none.
 #[inline(always)]
-fn unfind(s: &Scratch) {
+pub fn unfind(s: &Scratch) {
     for class in walk::WATCHED..walk::LATCHED + MAX_PATHS as u32 {
         s.take(class);
     }

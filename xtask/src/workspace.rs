@@ -66,6 +66,11 @@ impl Workspace {
         self.target("bpf/pendguard.bpf.o")
     }
 
+    /// Those that run the parser for its test.
+    pub fn bpf_cases(&self) -> PathBuf {
+        self.target("bpf/cases.bpf.o")
+    }
+
     /// A cargo tool that setup installs.
     pub fn tool(&self, name: &str) -> PathBuf {
         self.target("tools/bin").join(name)

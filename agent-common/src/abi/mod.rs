@@ -5,6 +5,7 @@
 //! which it goes on governing connections that programs of an older build enforce.
 
 pub mod answers;
+pub mod cases;
 
 use crate::h2::edit::Segments;
 use crate::h2::paths::MAX_PATHS;

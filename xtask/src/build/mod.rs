@@ -6,7 +6,7 @@ mod programs;
 use anyhow::Result;
 
 pub use self::agent::{agent, test_programs};
-pub use self::programs::{for_agent_ebpf, programs};
+pub use self::programs::{cases, for_agent_ebpf, programs};
 use crate::setup::Setup;
 use crate::workspace::Workspace;
 
@@ -16,6 +16,7 @@ pub fn run(workspace: &Workspace, tests: bool) -> Result<()> {
     programs(workspace, &toolchain)?;
     agent(workspace)?;
     if tests {
+        cases(workspace, &toolchain)?;
         test_programs(workspace)?;
     }
     Ok(())

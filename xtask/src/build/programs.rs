@@ -14,6 +14,8 @@ use crate::workspace::Workspace;
 
 /// The name of the binary in `agent-ebpf`.
 const PROGRAM: &str = "pendguard-ebpf";
+/// The one for tests.
+const CASES: &str = "pendguard-cases";
 
 /// Separates flags in CARGO_ENCODED_RUSTFLAGS, where a path may have a space in it.
 const FLAG_SEPARATOR: &str = "\x1f";
@@ -22,6 +24,7 @@ const FLAG_SEPARATOR: &str = "\x1f";
 pub fn programs(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
     let mut cargo = toolchain.compiler.cargo(workspace, "build");
     for_agent_ebpf(workspace, toolchain, &mut cargo);
+    cargo.args(["--bin", PROGRAM]);
     process::show(&mut cargo).context("building the BPF programs")?;
 
     let built = toolchain.compiler.output(&workspace.target("bpf"), PROGRAM);
@@ -40,6 +43,16 @@ pub fn programs(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
         programs.join(" ")
     );
     Ok(())
+}
+
+/// Builds the programs that run the parser for its test.
+pub fn cases(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
+    let mut cargo = toolchain.compiler.cargo(workspace, "build");
+    for_agent_ebpf(workspace, toolchain, &mut cargo);
+    cargo.args(["--bin", CASES]);
+    process::show(&mut cargo).context("building the BPF programs for tests")?;
+    let built = toolchain.compiler.output(&workspace.target("bpf"), CASES);
+    install(&built, &workspace.bpf_cases())
 }
 
 /// Completes a cargo command of the BPF compiler: it works on `agent-ebpf`, with the flags of the shipped object.

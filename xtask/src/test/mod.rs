@@ -104,7 +104,10 @@ fn steps(
     })?;
     report.check_or_skip("advisories", || supply_chain::advisories(workspace))?;
     report.check("agent", || build::agent(workspace))?;
-    report.check("tests' programs", || build::test_programs(workspace))?;
+    report.check("tests' programs", || {
+        build::cases(workspace, &toolchain)?;
+        build::test_programs(workspace)
+    })?;
     report.step("unit tests", |counts| unit_tests(workspace, counts))?;
     report.step("privileged tests", |counts| {
         let fast = fast || !budget.has(FULL_MINUTES);

@@ -45,6 +45,7 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     for tree in ["peers", "fixtures", "proto"] {
         image.add(&workspace.path("tests").join(tree))?;
     }
+    image.add(&workspace.bpf_cases())?;
     image.add(&workspace.target("peers/go-peer"))?;
     image.add(&workspace.target("peers/venv"))?;
     // Debian's own Python, or what the user put before it, and what the virtual environment was made from.

@@ -44,8 +44,9 @@ const LIMIT: u64 = 900;
 
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-const TESTS: [&str; 13] = [
+const TESTS: [&str; 14] = [
     "fixtures",
+    "parser",
     "doctor",
     "agent",
     "sends",
@@ -66,15 +67,17 @@ const ENFORCING: [&str; 4] = ["enforce", "enforce_faults", "late", "rewrite"];
 const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
 
 /// Those that are about tracepoints, or about no tap.
-const ONLY_TRACEPOINT: [&str; 3] = ["agent", "doctor", "fixtures"];
+const ONLY_TRACEPOINT: [&str; 4] = ["agent", "doctor", "fixtures", "parser"];
 
 /// What runs on a kernel that the agent refuses.
 const REFUSED: &str = DOCTOR;
 const DOCTOR: &str = "doctor";
 
 /// What `cargo xtask test` runs of them: the programs load, those that follow answers too, count, reject and go, for every system call.
-const CHECKED: [&str; 5] = [
+const CHECKED: [&str; 7] = [
     "fixtures",
+    "parser",
+    "late",
     "agent::nothing_is_left_behind",
     "sends::every_system_call",
     "rewrite",
