@@ -14,6 +14,7 @@ pub mod bpffs;
 pub mod client;
 pub mod dashboard;
 pub mod enforcing;
+pub mod faults;
 pub mod lines;
 pub mod payload;
 pub mod peers;

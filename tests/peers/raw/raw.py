@@ -10,6 +10,7 @@ The bytes are real and the kernel is real; only the HTTP/2 is written by hand, s
 import ctypes
 import os
 import random
+import resource
 import socket
 import struct
 import sys
@@ -22,6 +23,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 sockets = {}  # descriptor -> (socket, its peer's reader)
 sent = {}  # descriptor -> what was sent
+crowd = []  # the ends of the connections that `many` made
 
 
 def frame(kind, flags, stream, payload):
@@ -146,6 +148,38 @@ def pump(fd, call, first, count, seed):
     return f"{partial} {refused}"
 
 
+def many(count):
+    """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    whole = 0
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        crowd.append((ours, theirs))
+        begin = PREFACE + frame(4, 0, 0, b"")
+        os.write(ours.fileno(), begin)
+        os.write(ours.fileno(), request(1))
+        whole += theirs.recv(4096) == begin + request(1)
+    return whole
+
+
+def again():
+    """One request more on each of them."""
+    whole = 0
+    for ours, theirs in crowd:
+        os.write(ours.fileno(), request(3))
+        whole += theirs.recv(4096) == request(3)
+    return whole
+
+
+def storm(count):
+    """As many processes that end at once."""
+    for _ in range(count):
+        child = os.posix_spawn("/bin/true", ["true"], os.environ)
+        os.waitpid(child, 0)
+    return count
+
+
 def execute(words):
     command, rest = words[0], words[1:]
     if command == "connect":  # connect unix|tcp|pair [BUFFER]
@@ -170,6 +204,12 @@ def execute(words):
             sent += 16384
         os.write(fd, frame(9, 4, 99, b""))
         return sent
+    if command == "many":  # many N: `many`
+        return many(int(rest[0]))
+    if command == "again":  # again: `again`
+        return again()
+    if command == "storm":  # storm N: `storm`
+        return storm(int(rest[0]))
     if command == "received":  # received FD: bytes that the peer read so far
         return len(sockets[int(rest[0])][1].data)
     if command == "read":  # read FD: `read_back`
