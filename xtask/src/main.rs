@@ -84,6 +84,12 @@ enum Verb {
         #[arg(long, value_name = "N", default_value_t = 30, requires = "soak", value_parser = clap::value_parser!(u64).range(1..))]
         soak_minutes: u64,
     },
+    /// Run the tests that cause faults, and print the table of what came of each (needs root)
+    Faults {
+        /// Write the table to a file, as Markdown
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
     /// Run the privileged tests on other kernels, in virtual machines
     Vm(vm::Options),
     /// Fuzz the HTTP/2 parser
@@ -130,6 +136,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             ..
         } => return test::soak(&workspace, soak_minutes),
         Verb::Test { fast, .. } => return test::run(&workspace, fast),
+        Verb::Faults { report } => return test::faults::run(&workspace, report.as_deref()),
         Verb::Vm(options) => return vm::run(&workspace, &options),
         Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
     }

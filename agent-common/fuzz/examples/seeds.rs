@@ -58,6 +58,7 @@ fn main() -> Result<()> {
             })
             .collect();
         write("structured", &len.to_string(), &choices)?;
+        write("late", &len.to_string(), &choices)?;
     }
     println!("{written} inputs in {}", here.join("corpus").display());
     Ok(())

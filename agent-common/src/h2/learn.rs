@@ -322,7 +322,7 @@ mod tests {
     const CLASS: u32 = 2;
 
     fn asked(first: u32, second: Option<u32>) -> Candidates {
-        Candidates(first + 1 | second.map_or(0, |entry| entry + 1) << 12)
+        Candidates((first + 1) | (second.map_or(0, |entry| entry + 1) << 12))
     }
 
     /// The path of PendingFn is 3, that of IsReady 5, `:authority` is 4.

@@ -6,10 +6,12 @@
 //! | this one | says which requests a client's whole byte stream makes, and whether the tracker agrees |
 //! | [`build`] | makes valid client streams of any shape out of random choices |
 //! | [`drive`] | runs the tracker over a stream cut into sends, pieces and windows |
+//! | [`late`] | a connection that is joined late, with what its server answers |
 
 pub mod build;
 pub mod choices;
 pub mod drive;
+pub mod late;
 
 use agent_common::h2::frame::{PREFACE, flag, kind};
 use agent_common::h2::paths::PathTable;

@@ -2,6 +2,7 @@
 
 mod budget;
 mod counts;
+pub mod faults;
 mod lints;
 mod report;
 mod supply_chain;
