@@ -100,7 +100,7 @@ pub fn run(workspace: &Workspace, report: Option<&Path>) -> Result<ExitCode> {
 
 const HEADING: &str = "# Faults
 
-Made by `cargo xtask faults --report docs/faults.md`: what the tests do to the agent, its maps, the pods and the node, on the running kernel.
+Made by `cargo xtask faults --report FILE`: what the tests do to the agent, its maps, the pods and the node, on the running kernel.
 
 | fault | expected | seen | test |
 |---|---|---|---|

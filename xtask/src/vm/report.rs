@@ -139,7 +139,7 @@ impl Report {
 
 const HEADING: &str = "# Kernels
 
-Made by `cargo xtask vm --report docs/kernels.md`: Debian's kernels, booted by qemu with software emulation, `tap` × `enforcer` as far as the kernel
+Made by `cargo xtask vm --report FILE`: Debian's kernels, booted by qemu with software emulation, `tap` × `enforcer` as far as the kernel
 has them. On a kernel that the agent refuses, the test is that it says so, and why; `integrity` and `confidentiality` are modes of kernel_lockdown(7).
 
 ";
