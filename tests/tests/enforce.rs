@@ -279,21 +279,20 @@ async fn another_build_takes_over() -> Result<()> {
     let agent = Agent::start_at(&bpffs.pins(), &["--config", config]).await?;
     ensure!(generations(&bpffs)? == 2, "the old one's and the new one's");
     let before = agent.scrape().await?;
+    let mut late = Vec::new();
     for replica in [&mut one, &mut go] {
-        all(replica, 200, false).await?;
+        late.push(all(replica, 200, false).await?);
     }
     let after = agent.scrape().await?;
-    for replica in [&one, &go] {
+    for (replica, late) in [&one, &go].into_iter().zip(late) {
         let (before, after) = (counts(replica, &before), counts(replica, &after));
+        // Of the few that the source was faster with, some may be counted by nobody.
         ensure!(
-            after[1] == before[1] + 200,
-            "{}: {before:?} {after:?}",
+            after[1] == before[1] + 200 - late && after[0] <= before[0] + late,
+            "{}: {before:?} {after:?}, {late} late",
             replica.pod.name
         );
-        ensure!(
-            (after[0], after[2]) == (before[0], before[2]),
-            "{before:?} {after:?}"
-        );
+        ensure!(after[2] == before[2], "{before:?} {after:?}");
     }
     // The mode is for the old gate as well.
     set_mode(&agent, "audit").await?;
