@@ -20,8 +20,8 @@ mod rewrite;
 mod source;
 mod tap;
 
-use agent_common::abi::cases::{CALLS, Case, IN_FRONT};
-use agent_common::h2::track::{self, Begin, End};
+use agent_common::abi::cases::{CALLS, COOKIE, Case, IN_FRONT, begun, kept};
+use agent_common::h2::track::{self, Begin};
 use agent_common::h2::walk::{self, Fault};
 use agent_common::vol::masked;
 use aya_ebpf::macros::{classifier, map};
@@ -41,22 +41,6 @@ static CASE_WALKS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Runs of the walk: as many as tail calls may follow each other.
 const RUNS: u32 = 33;
-
-/// Whether `begun` is a number of these.
-mod begun {
-    pub const FRESH: u32 = 1;
-    pub const JOIN: u32 = 2;
-    pub const FOLLOW: u32 = 3;
-    pub const TLS: u32 = 4;
-    pub const IGNORE: u32 = 5;
-}
-
-/// And `kept`.
-mod kept {
-    pub const KEEP: u32 = 1;
-    pub const LOST: u32 = 2;
-    pub const DROP: u32 = 3;
-}
 
 #[classifier]
 pub fn case_send(_: TcContext) -> i32 {
@@ -85,13 +69,7 @@ pub fn case_send(_: TcContext) -> i32 {
         return 0;
     }
     let begin = track::begin(c, s, s.left.get() + s.behind.get());
-    case.begun.set(match begin {
-        Begin::Fresh => begun::FRESH,
-        Begin::Join => begun::JOIN,
-        Begin::Follow => begun::FOLLOW,
-        Begin::Tls => begun::TLS,
-        Begin::Ignore => begun::IGNORE,
-    });
+    case.begun.set(begun(begin));
     case.ended.set(DONE);
     if matches!(begin, Begin::Tls | Begin::Ignore) {
         return 0;
@@ -110,11 +88,7 @@ pub fn case_send(_: TcContext) -> i32 {
         None
     };
     if ended == DONE || ended >= FAULT {
-        case.kept.set(match track::end(c, begin, fault) {
-            End::Keep => kept::KEEP,
-            End::Lost(_) => kept::LOST,
-            End::Drop => kept::DROP,
-        });
+        case.kept.set(kept(track::end(c, begin, fault)));
     }
     for class in 0..32 {
         case.found[class as usize].set(s.take(class));
@@ -127,9 +101,6 @@ pub fn case_send(_: TcContext) -> i32 {
     }
     0
 }
-
-/// The only connection.
-const COOKIE: u64 = 1;
 
 #[classifier]
 pub fn case_buffer(ctx: TcContext) -> i32 {

@@ -224,9 +224,10 @@ fn take_place(g: &Gated, len: u32) -> bool {
         }
         g.conn.copy_from(&tracked.conn);
         g.seen.set(sent - g.joined_at);
+    } else {
+        // The tap's receives tell it what the entries of an older table are.
+        g.conn.learn_from(&tracked.conn);
     }
-    // The tap's receives tell it what the entries of an older table are.
-    g.conn.learn_from(&tracked.conn);
     g.seen.set(g.seen.get() + len as u64);
     tracked.passed.set(g.joined_at + g.seen.get());
     if joining {

@@ -12,7 +12,7 @@ mod kernel {
     use std::mem::{offset_of, zeroed};
     use std::path::PathBuf;
 
-    use agent_common::abi::cases::Case;
+    use agent_common::abi::cases::{COOKIE, Case};
     use agent_common::abi::{Control, Gated, Target, gate, verdict};
     use agent_common::h2::paths::{MAX_PATHS, PathTable};
     use agent_common::h2::substitute::{self, Substitute};
@@ -21,13 +21,12 @@ mod kernel {
     use aya::maps::{Array, HashMap, MapData, ProgramArray};
     use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
     use aya::{Ebpf, EbpfLoader};
+    use pendguard_tests::peers::target_directory;
 
     use super::reference::{PATHS, table};
 
     const CASE: usize = size_of::<Case>();
     const GATED: usize = size_of::<Gated>();
-    /// As `cases.rs` has it.
-    const COOKIE: u64 = 1;
     const GENERATION: u64 = 5;
     const TGID: u32 = 7;
 
@@ -48,16 +47,8 @@ mod kernel {
 
     impl Kernel {
         pub fn load() -> Result<Self> {
-            let path = std::env::var_os("PENDGUARD_BPF_CASES").map_or_else(
-                || {
-                    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-                        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
-                        PathBuf::from,
-                    );
-                    target.join("bpf/cases.bpf.o")
-                },
-                PathBuf::from,
-            );
+            let path = std::env::var_os("PENDGUARD_BPF_CASES")
+                .map_or_else(|| target_directory().join("bpf/cases.bpf.o"), PathBuf::from);
             let mut object = EbpfLoader::new()
                 .load_file(&path)
                 .with_context(|| format!("{}: cargo xtask build makes it", path.display()))?;
@@ -176,11 +167,11 @@ mod host {
     use std::mem::zeroed;
 
     use agent_common::abi::Failure;
-    use agent_common::abi::cases::{CALLS, Case, IN_FRONT};
+    use agent_common::abi::cases::{self, CALLS, Case, IN_FRONT};
     use agent_common::h2::edit::{self, Edit, Named, Placed, Segments};
     use agent_common::h2::paths::PathTable;
     use agent_common::h2::substitute::{self, Substitute};
-    use agent_common::h2::track::{Begin, End, begin, end};
+    use agent_common::h2::track::{Begin, begin, end};
     use agent_common::h2::walk::{Conn, Fault, Outcome, Source, UNRESOLVED, WATCHED, step};
 
     use super::reference::PATHS;
@@ -195,62 +186,41 @@ mod host {
     const FAULT: u32 = 16;
     const RESET: u32 = 254;
 
-    /// A send in pieces.
-    struct Sent<'a> {
-        pieces: &'a [&'a [u8]],
-        next: Cell<usize>,
+    /// What has been read of the current piece, from which a walk that passes up to `RUN` fields at once goes on.
+    struct Window<const RUN: u32> {
+        /// Where the next octet lies in the piece.
         at: Cell<usize>,
         left: Cell<u32>,
-        behind: Cell<u32>,
         window_at: Cell<u32>,
         window_len: Cell<u32>,
         window: RefCell<[u8; WINDOW as usize]>,
     }
 
-    impl<'a> Sent<'a> {
-        fn new(pieces: &'a [&'a [u8]]) -> Self {
+    impl<const RUN: u32> Window<RUN> {
+        /// Before `left` octets, the first of them at `at`, of which nothing has been read.
+        fn new(at: usize, left: u32) -> Self {
             Self {
-                pieces,
-                next: Cell::new(0),
-                at: Cell::new(0),
-                left: Cell::new(0),
-                behind: Cell::new(pieces.iter().map(|p| p.len() as u32).sum()),
+                at: Cell::new(at),
+                left: Cell::new(left),
                 window_at: Cell::new(0),
                 window_len: Cell::new(0),
                 window: RefCell::new([0; WINDOW as usize]),
             }
         }
 
-        fn next_buffer(&self) -> bool {
-            let Some(piece) = self.pieces.get(self.next.get()) else {
-                return false;
-            };
-            self.next.set(self.next.get() + 1);
-            self.behind.set(self.behind.get() - piece.len() as u32);
-            self.at.set(0);
-            self.left.set(piece.len() as u32);
-            self.window_at.set(0);
-            self.window_len.set(0);
-            true
-        }
-
-        fn fill(&self) -> bool {
+        /// Reads on in the piece.
+        fn fill(&self, piece: &[u8]) -> bool {
             let len = self.left.get().min(WINDOW);
-            let from = &self.pieces[self.next.get() - 1][self.at.get()..][..len as usize];
+            let from = &piece[self.at.get()..][..len as usize];
             self.window.borrow_mut()[..from.len()].copy_from_slice(from);
             self.window_at.set(0);
             self.window_len.set(len);
             len != 0
         }
-
-        fn first_buffer(&self) -> bool {
-            (self.left.get() != 0 || self.next_buffer())
-                && (self.left.get() != 0 || self.next_buffer())
-                && (self.left.get() == 0 || self.window_len.get() != 0 || self.fill())
-        }
     }
 
-    impl Source for Sent<'_> {
+    impl<const RUN: u32> Source for Window<RUN> {
+        const RUN: u32 = RUN;
         fn left(&self) -> u32 {
             self.left.get()
         }
@@ -268,9 +238,55 @@ mod host {
         }
     }
 
+    impl<const RUN: u32> Placed for Window<RUN> {
+        fn place(&self) -> u64 {
+            self.at.get() as u64
+        }
+    }
+
+    /// A send in pieces.
+    struct Sent<'a> {
+        pieces: &'a [&'a [u8]],
+        next: usize,
+        behind: u32,
+        /// As many fields as the tap's walk passes at once.
+        window: Window<8>,
+    }
+
+    impl<'a> Sent<'a> {
+        fn new(pieces: &'a [&'a [u8]]) -> Self {
+            Self {
+                pieces,
+                next: 0,
+                behind: pieces.iter().map(|p| p.len() as u32).sum(),
+                window: Window::new(0, 0),
+            }
+        }
+
+        fn next_buffer(&mut self) -> bool {
+            let Some(piece) = self.pieces.get(self.next) else {
+                return false;
+            };
+            self.next += 1;
+            self.behind -= piece.len() as u32;
+            self.window = Window::new(0, piece.len() as u32);
+            true
+        }
+
+        fn fill(&self) -> bool {
+            self.window.fill(self.pieces[self.next - 1])
+        }
+
+        fn first_buffer(&mut self) -> bool {
+            (self.window.left() != 0 || self.next_buffer())
+                && (self.window.left() != 0 || self.next_buffer())
+                && (self.window.left() == 0 || self.window.ready() != 0 || self.fill())
+        }
+    }
+
     /// Walks a send.
     pub fn send(case: &Case, pieces: &[&[u8]], paths: &PathTable) {
-        let s = Sent::new(pieces);
+        let mut s = Sent::new(pieces);
         let c = &case.conn;
         case.begun.set(0);
         case.kept.set(0);
@@ -279,14 +295,8 @@ mod host {
             case.ended.set(UNREADABLE);
             return;
         }
-        let begun = begin(c, &s, s.left.get() + s.behind.get());
-        case.begun.set(match begun {
-            Begin::Fresh => 1,
-            Begin::Join => 2,
-            Begin::Follow => 3,
-            Begin::Tls => 4,
-            Begin::Ignore => 5,
-        });
+        let begun = begin(c, &s.window, s.window.left() + s.behind);
+        case.begun.set(cases::begun(begun));
         case.ended.set(DONE);
         if matches!(begun, Begin::Tls | Begin::Ignore) {
             return;
@@ -296,7 +306,7 @@ mod host {
         }
         let mut ended = MORE;
         for _ in 0..RUNS * STEPS {
-            if let Some(end) = one(case, &s, paths, begun == Begin::Join) {
+            if let Some(end) = one(case, &mut s, paths, begun == Begin::Join) {
                 ended = end;
                 break;
             }
@@ -304,17 +314,13 @@ mod host {
         case.ended.set(ended);
         let fault = (ended >= FAULT).then(|| Fault::of(ended - FAULT));
         if ended == DONE || ended >= FAULT {
-            case.kept.set(match end(c, begun, fault) {
-                End::Keep => 1,
-                End::Lost(_) => 2,
-                End::Drop => 3,
-            });
+            case.kept.set(cases::kept(end(c, begun, fault)));
         }
     }
 
-    fn one(case: &Case, s: &Sent<'_>, paths: &PathTable, joining: bool) -> Option<u32> {
-        if s.left.get() == 0 {
-            return if s.behind.get() == 0 {
+    fn one(case: &Case, s: &mut Sent<'_>, paths: &PathTable, joining: bool) -> Option<u32> {
+        if s.window.left() == 0 {
+            return if s.behind == 0 {
                 Some(DONE)
             } else {
                 (!s.next_buffer()).then_some(UNREADABLE)
@@ -328,7 +334,7 @@ mod host {
                 case.calls.set(n as u32 + 1);
             }
         };
-        match step(c, s, paths, joining) {
+        match step(c, &s.window, paths, joining) {
             Outcome::Continue | Outcome::Data | Outcome::Block => {}
             Outcome::Starved => return (!s.fill()).then_some(UNREADABLE),
             Outcome::Request => {
@@ -349,54 +355,12 @@ mod host {
         None
     }
 
-    /// A buffer before the gate.
-    struct Buffer<'a> {
-        packet: &'a RefCell<&'a mut [u8]>,
-        at: Cell<usize>,
-        left: Cell<u32>,
-        window_at: Cell<u32>,
-        window_len: Cell<u32>,
-        window: RefCell<[u8; WINDOW as usize]>,
-    }
-
-    impl Source for Buffer<'_> {
-        const RUN: u32 = 1;
-        fn left(&self) -> u32 {
-            self.left.get()
-        }
-        fn ready(&self) -> u32 {
-            self.window_len.get() - self.window_at.get()
-        }
-        fn peek(&self, at: u32) -> u8 {
-            self.window.borrow()[((self.window_at.get() + at) & (WINDOW - 1)) as usize]
-        }
-        fn pass(&self, n: u32) {
-            self.left.set(self.left.get() - n);
-            self.at.set(self.at.get() + n as usize);
-            let at = self.window_at.get() + n;
-            self.window_at.set(at.min(self.window_len.get()));
-        }
-    }
-
-    impl Placed for Buffer<'_> {
-        fn place(&self) -> u64 {
-            self.at.get() as u64
-        }
-    }
+    /// A buffer before the gate, in which paths are overwritten.
+    struct Buffer<'a>(RefCell<&'a mut [u8]>);
 
     impl Buffer<'_> {
-        fn fill(&self) -> bool {
-            let len = self.left.get().min(WINDOW);
-            let packet = self.packet.borrow();
-            let from = &packet[self.at.get()..][..len as usize];
-            self.window.borrow_mut()[..from.len()].copy_from_slice(from);
-            self.window_at.set(0);
-            self.window_len.set(len);
-            len != 0
-        }
-
         fn store(&self, place: u64, octets: &[u8]) -> Result<(), Failure> {
-            let mut packet = self.packet.borrow_mut();
+            let mut packet = self.0.borrow_mut();
             let to = usize::try_from(place)
                 .ok()
                 .and_then(|at| packet.get_mut(at..at + octets.len()))
@@ -438,15 +402,8 @@ mod host {
     /// Walks a buffer. Returns whether the connection was lost, or `None` where that takes more runs than the kernel allows.
     pub fn buffer(conn: &Conn, packet: &mut [u8], paths: &PathTable) -> Option<bool> {
         let len = (packet.len() - IN_FRONT) as u32;
-        let packet = RefCell::new(packet);
-        let b = Buffer {
-            packet: &packet,
-            at: Cell::new(IN_FRONT),
-            left: Cell::new(len),
-            window_at: Cell::new(0),
-            window_len: Cell::new(0),
-            window: RefCell::new([0; WINDOW as usize]),
-        };
+        let window = Window::<1>::new(IN_FRONT, len);
+        let b = Buffer(RefCell::new(packet));
         // SAFETY: it is made of cells of integers, for which all zero is a value.
         let segments: Segments = unsafe { zeroed() };
         segments.forget();
@@ -455,11 +412,11 @@ mod host {
                 edit::apply(conn, &b, &segments);
             }
             for _ in 0..GATE_STEPS {
-                if b.left.get() == 0 {
+                if window.left() == 0 {
                     return Some(false);
                 }
-                match edit::step(conn, &b, &segments, paths, false) {
-                    Outcome::Starved if !b.fill() => return Some(true),
+                match edit::step(conn, &window, &segments, paths, false) {
+                    Outcome::Starved if !window.fill(&b.0.borrow()) => return Some(true),
                     Outcome::Fault(_) => return Some(true),
                     _ => {}
                 }
@@ -475,7 +432,7 @@ mod host {
 use std::mem::zeroed;
 use std::ops::ControlFlow;
 
-use agent_common::abi::cases::{Case, IN_FRONT};
+use agent_common::abi::cases::{self, Case, IN_FRONT};
 use agent_common::h2::track::status;
 use agent_common::h2::walk::Conn;
 use anyhow::{Context as _, Result, ensure};
@@ -599,7 +556,7 @@ fn the_tap_s_walk_is_the_same() -> Result<()> {
                 return ControlFlow::Break(());
             }
             // As the programs do.
-            if here.kept.get() != 1 {
+            if here.kept.get() != cases::KEEP {
                 (here, there) = (case(), case());
             }
             ControlFlow::Continue(())

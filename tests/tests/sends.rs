@@ -53,8 +53,8 @@ async fn every_system_call_in_every_shape() -> Result<()> {
             raw.run(&format!("send {fd} {call} {}", octets.join(" ")))
                 .await?;
             expected += 1 + REQUEST_LEN as u64;
-            let seen = counted(&agent, &pod).await?;
             let scrape = agent.scrape().await?;
+            let seen = scrape.pending(&pod.name, "would_reject");
             ensure!(
                 seen == expected && scrape.unparsed_sends().is_empty(),
                 "{kind} {call}: {seen} of {expected}, {:?}, events lost: {:?}",

@@ -1,6 +1,7 @@
 //! What a test hands to the programs of `agent-ebpf/src/cases.rs`, and gets back: the parser as it was built for the kernel is run on
 //! the same bytes as the parser that was built for the host.
 
+use crate::h2::track::{Begin, End};
 use crate::h2::walk::Conn;
 use crate::vol::Vol;
 
@@ -8,6 +9,34 @@ use crate::vol::Vol;
 pub const CALLS: usize = 32;
 /// Octets in front of a buffer for `case_buffer`: the kernel wants an Ethernet header there.
 pub const IN_FRONT: usize = 16;
+
+/// The cookie of the connection that `case_buffer` is about.
+pub const COOKIE: u64 = 1;
+
+/// How a send begins, as a number.
+#[inline(always)]
+pub const fn begun(begin: Begin) -> u32 {
+    match begin {
+        Begin::Fresh => 1,
+        Begin::Join => 2,
+        Begin::Follow => 3,
+        Begin::Tls => 4,
+        Begin::Ignore => 5,
+    }
+}
+
+/// What is kept of it, as a number.
+#[inline(always)]
+pub const fn kept(end: End) -> u32 {
+    match end {
+        End::Keep => KEEP,
+        End::Lost(_) => 2,
+        End::Drop => 3,
+    }
+}
+
+/// [`End::Keep`]'s.
+pub const KEEP: u32 = 1;
 
 /// One send, and what came of it.
 #[repr(C)]
@@ -18,11 +47,11 @@ pub struct Case {
     pub buffers: u32,
     /// Bytes.
     pub total: u32,
-    /// How it begins: `track::Begin` as a number.
+    /// How it begins: [`begun`]'s number, or 0.
     pub begun: Vol<u32>,
     /// How the walk ended: `tap`'s numbers.
     pub ended: Vol<u32>,
-    /// What is kept: `track::End` as a number.
+    /// What is kept: [`kept`]'s number, or 0.
     pub kept: Vol<u32>,
     /// Calls that were noted.
     pub calls: Vol<u32>,

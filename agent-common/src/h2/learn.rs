@@ -106,6 +106,12 @@ const fn word(generation: u32, entry: u32, seen: u32, class: u32) -> u64 {
 /// What it says beside whose it is.
 const SAYS: u32 = 48;
 
+/// Whether two words are about the same entry of the same generation.
+#[inline(always)]
+const fn is_about(word: u64, whose: u64) -> bool {
+    (word ^ whose) << (64 - SAYS) == 0
+}
+
 /// What is known of an old entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
@@ -143,7 +149,7 @@ impl Conn {
         let mut i = 0;
         while i < LEARNED {
             let word = self.learned[i].get();
-            if (word ^ whose) << (64 - SAYS) == 0 {
+            if is_about(word, whose) {
                 says = (word >> SAYS) as u32;
             }
             i += 1;
@@ -233,7 +239,7 @@ impl Conn {
         let mut i = 0;
         while i < LEARNED {
             let word = self.learned[i].get();
-            if (word ^ whose) << (64 - SAYS) == 0 {
+            if is_about(word, whose) {
                 at = i;
             } else if word as u32 != generation || word >> 32 == 0 {
                 free = i;
@@ -253,7 +259,7 @@ impl Conn {
         let place = &self.learned[at & (LEARNED - 1)];
         let whose = word(generation, entry, 0, 0);
         let before = place.get();
-        let mut says = if (before ^ whose) << (64 - SAYS) == 0 {
+        let mut says = if is_about(before, whose) {
             (before >> SAYS) as u32
         } else {
             0

@@ -72,10 +72,8 @@ func callOnce(conn *grpc.ClientConn, method string) (string, error) {
 	return reply.value(), err
 }
 
-// callMany makes count calls, concurrency of them in flight.
-func callMany(conn *grpc.ClientConn, method string, count uint64, concurrency int) (outcomes, time.Duration) {
-	start := time.Now()
-	var taken uint64
+// together runs a function concurrency times at once, and returns what all of them add up to.
+func together(concurrency int, each func(part *outcomes)) outcomes {
 	var group sync.WaitGroup
 	parts := make([]outcomes, concurrency)
 	for i := range parts {
@@ -83,9 +81,7 @@ func callMany(conn *grpc.ClientConn, method string, count uint64, concurrency in
 		group.Add(1)
 		go func(part *outcomes) {
 			defer group.Done()
-			for atomic.AddUint64(&taken, 1) <= count {
-				part.add(callOnce(conn, method))
-			}
+			each(part)
 		}(&parts[i])
 	}
 	group.Wait()
@@ -93,36 +89,36 @@ func callMany(conn *grpc.ClientConn, method string, count uint64, concurrency in
 	for _, part := range parts {
 		all.merge(part)
 	}
+	return all
+}
+
+// callMany makes count calls, concurrency of them in flight.
+func callMany(conn *grpc.ClientConn, method string, count uint64, concurrency int) (outcomes, time.Duration) {
+	start := time.Now()
+	var taken uint64
+	all := together(concurrency, func(part *outcomes) {
+		for atomic.AddUint64(&taken, 1) <= count {
+			part.add(callOnce(conn, method))
+		}
+	})
 	return all, time.Since(start)
 }
 
 // fan makes count calls on each of the connections, one after another there, on concurrency of them at once.
 func fan(conns []*grpc.ClientConn, method string, count uint64, concurrency int) (outcomes, time.Duration) {
 	start := time.Now()
-	work := make(chan *grpc.ClientConn)
-	var group sync.WaitGroup
-	parts := make([]outcomes, concurrency)
-	for i := range parts {
-		parts[i] = newOutcomes()
-		group.Add(1)
-		go func(part *outcomes) {
-			defer group.Done()
-			for conn := range work {
-				for i := uint64(0); i < count; i++ {
-					part.add(callOnce(conn, method))
-				}
-			}
-		}(&parts[i])
-	}
+	work := make(chan *grpc.ClientConn, len(conns))
 	for _, conn := range conns {
 		work <- conn
 	}
 	close(work)
-	group.Wait()
-	all := newOutcomes()
-	for _, part := range parts {
-		all.merge(part)
-	}
+	all := together(concurrency, func(part *outcomes) {
+		for conn := range work {
+			for i := uint64(0); i < count; i++ {
+				part.add(callOnce(conn, method))
+			}
+		}
+	})
 	return all, time.Since(start)
 }
 
