@@ -28,20 +28,9 @@ mod global;
 mod hold;
 mod hook;
 mod maps;
+mod object;
 mod procs;
 mod regs;
 mod rewrite;
 mod source;
 mod tap;
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    // No code path leads here: the verifier would refuse the loop.
-    loop {}
-}
-
-/// The kernel lends its tracing helpers to GPL-compatible programs only.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
