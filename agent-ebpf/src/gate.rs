@@ -54,8 +54,11 @@ pub fn gate(ctx: SkBuffContext) -> u32 {
         return PASS;
     };
     let len = ctx.len();
-    // Of what is half read, the source knows the beginning; the rest must be what the client sent.
-    if !whole || !take_place(g, len) {
+    if !whole {
+        skip(g, len);
+        return PASS;
+    }
+    if !take_place(g, len) {
         return PASS;
     }
     begin(g, 0, len);
@@ -108,7 +111,8 @@ pub fn walk(ctx: &impl EbpfContext, g: &Gated) -> bool {
         if ended == UNKNOWN {
             unresolved(g);
         } else if ended != NEXT && (ended != STARVED || buffer.fill().is_err()) {
-            lost(g);
+            // Most likely the source was faster with a buffer before this one, of the same send.
+            leave(g, state::JOINING);
             return false;
         }
         if g.segments.found() {
@@ -233,6 +237,7 @@ fn take_place(g: &Gated, len: u32) -> bool {
     if joining {
         g.state.set(state::ACTIVE);
         tracked.gated.set(1);
+        let _ = OBSTACLES.remove(g.key);
         if let Some(slot) = SLOTS.get_ptr_mut(target.slot) {
             // SAFETY: the pointer leads into the slot, which is a map value.
             unsafe { add(&raw mut (*slot).gated, 1) };
@@ -241,10 +246,34 @@ fn take_place(g: &Gated, len: u32) -> bool {
     true
 }
 
-/// The connection can't be followed any more: everything passes, and the tap counts again.
+/// Of what is half read, the source knows the beginning: the rest must be what the client sent, and so must all of that send be.
+#[inline(always)]
+fn skip(g: &Gated, len: u32) {
+    // SAFETY: it is a map value.
+    let Some(tracked) = CONNECTIONS.get_ptr(g.key).map(|t| unsafe { &*t }) else {
+        return;
+    };
+    // Beyond where the tap stands, which is where this send began.
+    let sent = tracked.sent.get();
+    if g.joined_at + g.seen.get() < sent {
+        g.seen.set(sent - g.joined_at);
+    }
+    g.seen.set(g.seen.get() + len as u64 + 1);
+    if g.state.get() == state::ACTIVE {
+        leave(g, state::JOINING);
+    }
+}
+
+/// The connection can't be followed any more.
 #[inline(always)]
 fn lost(g: &Gated) {
-    g.state.set(state::LOST);
+    leave(g, state::LOST);
+}
+
+/// Everything passes, and the tap counts again: for ever, or until the next send, from where the tap stands then.
+#[inline(always)]
+fn leave(g: &Gated, to: u32) {
+    g.state.set(to);
     let _ = OBSTACLES.insert(g.key, Failure::Lost as u32, 0);
     // SAFETY: it is a map value.
     if let Some(tracked) = CONNECTIONS.get_ptr(g.key).map(|t| unsafe { &*t }) {
