@@ -28,7 +28,7 @@ use crate::observer::since_boot;
 /// Bytes of a gated connection's state.
 pub const GATED: usize = size_of::<Gated>();
 /// Waits before the second try and on; the last one goes on for as long as the connection lives.
-const WAITS: [Duration; 13] = [
+const WAITS: &[Duration] = &[
     Duration::from_millis(1),
     Duration::from_millis(1),
     Duration::from_millis(1),
@@ -43,6 +43,8 @@ const WAITS: [Duration; 13] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
 ];
+/// The same where nothing but a moment without a send is missing.
+const WAITS_FOR_LUCK: &[Duration] = WAITS.split_at(WAITS.len() - 2).0;
 /// Sweeps between two looks for connections that nobody told of.
 const LOOK: u64 = 10;
 /// What may pass at least between the hold's beginning and the insertion.
@@ -123,33 +125,34 @@ impl Gate {
             .map(|(pid, _)| *pid)
             .collect();
         for pid in due {
-            let done = match self.join(pid, view) {
-                Ok(done) => done,
+            let left = match self.join(pid, view) {
+                Ok(left) => left,
                 Err(error) => {
                     // It ends, or may not be looked at.
                     tracing::debug!(pid, "not joined: {error}");
-                    !crate::discovery::proc::runs(pid)
+                    crate::discovery::proc::runs(pid).then_some(WAITS)
                 }
             };
-            if done {
-                self.waiting.remove(&pid);
-            } else if let Some(waiting) = self.waiting.get_mut(&pid) {
-                waiting.next = Instant::now() + WAITS[waiting.tries.min(WAITS.len() - 1)];
-                waiting.tries += 1;
+            match (left, self.waiting.get_mut(&pid)) {
+                (Some(waits), Some(waiting)) => {
+                    waiting.next = Instant::now() + waits[waiting.tries.min(waits.len() - 1)];
+                    waiting.tries += 1;
+                }
+                _ => drop(self.waiting.remove(&pid)),
             }
         }
     }
 
-    /// Joins the connections of a process. `true`: nothing is left to be tried.
-    fn join(&mut self, pid: u32, view: &View<'_>) -> io::Result<bool> {
+    /// Joins the connections of a process. How long is waited before each try from the second on, if there is something left to be tried.
+    fn join(&mut self, pid: u32, view: &View<'_>) -> io::Result<Option<&'static [Duration]>> {
         let target = match view.targets.get(&pid, 0) {
             Ok(target) if target.verdict == verdict::REJECTED => target,
-            _ => return Ok(true),
+            _ => return Ok(None),
         };
         let process = Process::open(pid)?;
-        let (open, gated, mut unready) = self.open(&process, pid, &target, view);
+        let (open, gated, unready) = self.open(&process, pid, &target, view);
         let Some(first) = open.first() else {
-            return Ok(!unready);
+            return Ok(unready.then_some(WAITS));
         };
         let ends: Vec<(u64, OwnedFd)> = peer::accepted(pid, &first.socket)?
             .into_iter()
@@ -178,21 +181,19 @@ impl Gate {
             obstacle = obstacle.map(Failure::name),
             "gate"
         );
-        match obstacle {
-            None => {
-                for connection in &open {
-                    let _ = self.obstacles.remove(&connection.key);
-                }
-            }
-            Some(why) => {
-                // A blocking socket too: many servers accept first, and then make it non-blocking.
-                unready = true;
-                for connection in &open {
-                    let _ = self.obstacles.insert(connection.key, why as u32, 0);
-                }
-            }
+        for connection in &open {
+            let _ = match obstacle {
+                None => self.obstacles.remove(&connection.key),
+                Some(why) => self.obstacles.insert(connection.key, why as u32, 0),
+            };
         }
-        Ok(!unready)
+        Ok(match obstacle {
+            None => unready.then_some(WAITS),
+            // It is only a matter of luck, with a client that hardly ever stops.
+            Some(Failure::Busy) => Some(WAITS_FOR_LUCK),
+            // A blocking socket too: many servers accept first, and then make it non-blocking.
+            Some(_) => Some(WAITS),
+        })
     }
 
     /// The process's connections that could be joined, how many are already, and whether there are some that can't be yet.
