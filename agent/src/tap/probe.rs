@@ -67,6 +67,7 @@ pub fn all() -> ProbeResult {
     {
         first.outcome = Outcome::NotSupported;
         first.detail = reason;
+        first.verified_instructions = None;
     }
     programs.extend(
         HOLDS
