@@ -209,8 +209,9 @@ fn take_place(g: &Gated, len: u32) -> bool {
     };
     let sent = tracked.sent.get();
     let passed = g.joined_at + g.seen.get();
-    if joining && sent < passed {
-        // It is not the first buffer of its send.
+    // Of what has passed already, it is not the first buffer of its send; and as long as the agent holds the sends, it hasn't looked
+    // whether one got through before the socket was joined.
+    if joining && (sent < passed || held(target)) {
         g.seen.set(g.seen.get() + len as u64);
         return false;
     }
@@ -244,6 +245,16 @@ fn take_place(g: &Gated, len: u32) -> bool {
         }
     }
     true
+}
+
+/// Whether the agent holds the sends of a process, because it joins its connections.
+#[inline(always)]
+fn held(target: &Target) -> bool {
+    match SLOTS.get_ptr(target.slot) {
+        // SAFETY: it is a word of a map value, which the agent writes.
+        Some(slot) => unsafe { (&raw const (*slot).hold).read_volatile() != 0 },
+        None => true,
+    }
 }
 
 /// Of what is half read, the source knows the beginning: the rest must be what the client sent, and so must all of that send be.

@@ -64,7 +64,23 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)?;
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            write!(f, ": {}", OneLine(&self.key))?;
+        }
+        Ok(())
+    }
+}
+
+/// Text of somebody else's, in a message that is one line on a terminal: what controls that is escaped.
+struct OneLine<T>(T);
+
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                write!(f, "{c}")?;
+            }
         }
         Ok(())
     }
@@ -88,7 +104,7 @@ pub enum ConfigError {
 
 /// One mistake.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: {fault}")]
+#[error("{place}: {}", OneLine(.fault))]
 pub struct Mistake {
     /// Where.
     pub place: Place,
@@ -457,6 +473,18 @@ mode = "enforce"
 
     fn read(text: &str) -> Result<File, ConfigError> {
         parse(Path::new("p.toml"), text)
+    }
+
+    #[test]
+    fn a_message_is_one_line() {
+        for text in [
+            "\"a\\nb\" = 1",
+            "[[rule]]\nmode = \"off\"\nworkload = \"[\\n\\u001b[2J\"",
+            "a = \"\n",
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control), "{error:?}");
+        }
     }
 
     #[test]

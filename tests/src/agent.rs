@@ -92,9 +92,21 @@ impl Agent {
 
     /// Starts the agent without waiting.
     pub fn spawn(arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        Self::spawn_by(Command::new(binary()?), arguments, env)
+    }
+
+    /// Starts the agent by a command that ends in its binary's name, with its pins in that directory, and waits until it is ready.
+    pub async fn start_by(command: Command, pins: &Path, arguments: &[&str]) -> Result<Self> {
+        let pins = pins.to_str().context("a path in UTF-8")?;
+        let mut agent = Self::spawn_by(command, arguments, &[("PENDGUARD_PIN_DIR", pins)])?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
+    fn spawn_by(mut command: Command, arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let metrics = free_address()?;
-        let mut child = Command::new(binary()?)
+        let mut child = command
             .args(["run", "--metrics-listen", &metrics.to_string()])
             .arg("--api-socket")
             .arg(directory.path().join("api.sock"))

@@ -19,6 +19,7 @@ pub mod lines;
 pub mod payload;
 pub mod peers;
 pub mod pictures;
+pub mod privileges;
 pub mod prometheus;
 pub mod promql;
 pub mod proto;

@@ -105,6 +105,71 @@ fn kernel() -> Result<(u32, u32)> {
     }
 }
 
+/// One of its checks.
+fn check<'a>(said: &'a Value, id: &str) -> Result<&'a Value> {
+    let mut checks = said["checks"].as_array().into_iter().flatten();
+    let check = checks.find(|check| check["id"] == id);
+    check.with_context(|| format!("doctor says nothing of {id}"))
+}
+
+/// How much of itself the kernel keeps from root (kernel_lockdown(7)), as it was booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lockdown {
+    None,
+    Integrity,
+    Confidentiality,
+}
+
+impl Lockdown {
+    /// What PENDGUARD_TEST_LOCKDOWN says, which `cargo xtask vm` sets.
+    fn of_this_boot() -> Result<Option<Self>> {
+        Ok(match std::env::var("PENDGUARD_TEST_LOCKDOWN").as_deref() {
+            Err(_) => None,
+            Ok("none") => Some(Self::None),
+            Ok("integrity") => Some(Self::Integrity),
+            Ok("confidentiality") => Some(Self::Confidentiality),
+            Ok(other) => bail!("PENDGUARD_TEST_LOCKDOWN is {other}"),
+        })
+    }
+
+    /// Under lockdown, what can't be is said, and that lockdown is why; what can be is said too.
+    fn explained(self, said: &Value) -> Result<()> {
+        let check = check(said, "lockdown")?;
+        let consequence = check["consequence"].as_str().unwrap_or_default();
+        let detail = check["detail"].as_str().unwrap_or_default();
+        let unused = |name: &str| {
+            let mut unused = said["not_used"].as_array().into_iter().flatten();
+            unused.any(|it| it["name"] == name)
+        };
+        match self {
+            Self::None => ensure!(consequence.is_empty(), "{check}"),
+            Self::Integrity => {
+                ensure!(detail == "integrity", "{check}");
+                ensure!(consequence.contains("rewrite"), "{check}");
+                if said["audit"]["outcome"] == "supported" {
+                    ensure!(said["enforcer"] == "gate" && unused("rewrite"), "{said}");
+                }
+            }
+            Self::Confidentiality => {
+                ensure!(detail == "confidentiality", "{check}");
+                ensure!(check["outcome"] == "not_supported", "{check}");
+                for what in ["audit", "enforcement"] {
+                    ensure!(said[what]["outcome"] == "not_supported", "{said}");
+                }
+                ensure!(
+                    said["audit"]["because"].to_string().contains("lockdown"),
+                    "{said}"
+                );
+                ensure!(
+                    said["tap"].is_null() && said["enforcer"].is_null(),
+                    "{said}"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn what_it_says_is_so() -> Result<()> {
     let bpffs = BpfFs::mount()?;
@@ -122,15 +187,21 @@ async fn what_it_says_is_so() -> Result<()> {
         (false, _) => 2,
     };
     ensure!(exit == Some(expected), "exit {exit:?}: {said}");
+    let booted = Lockdown::of_this_boot()?;
+    if let Some(lockdown) = booted {
+        lockdown.explained(&said)?;
+    }
     if !possible("audit") {
+        let log = refusal(&pins, "audit", &AUTO).await?;
+        if booted == Some(Lockdown::Confidentiality) {
+            ensure!(log.contains("confidentiality"), "{log}");
+            return Ok(());
+        }
         // Before 5.15 the tap can't be loaded, and nothing else is a reason for that.
         ensure!(because("audit").contains("kernel"), "{said}");
-        let kernel = said["checks"].as_array().into_iter().flatten();
-        let mut kernel = kernel.filter(|check| check["id"] == "kernel");
-        let kernel = kernel.next().context("doctor says nothing of the kernel")?;
+        let kernel = check(&said, "kernel")?;
         let consequence = kernel["consequence"].as_str().unwrap_or_default();
         ensure!(consequence.contains("5.15"), "{kernel}");
-        let log = refusal(&pins, "audit", &AUTO).await?;
         ensure!(log.contains("tap_") || log.contains("fd_"), "{log}");
         return Ok(());
     }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use agent_common::abi::Failure;
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod};
 use pendguard_tests::bpffs::BpfFs;
@@ -98,17 +99,23 @@ async fn every_byte_is_intact() -> Result<()> {
         late += read.late;
         sum.add(sent);
     }
-    let lost = scrape
-        .sum(
-            "pendguard_enforcement_failures_total",
-            &[("reason", "lost")],
-        )
-        .unwrap_or(0);
+    let failures = |reason: Failure| {
+        let labels = [("reason", reason.name())];
+        scrape
+            .sum("pendguard_enforcement_failures_total", &labels)
+            .unwrap_or(0)
+    };
+    let why: Vec<_> = Failure::ALL
+        .into_iter()
+        .map(|reason| (reason.name(), failures(reason)))
+        .filter(|(_, calls)| *calls > 0)
+        .collect();
+    let lost = failures(Failure::Lost);
     sum.waited.sort_unstable();
     let waited = |share: usize| sum.waited.get(sum.waited.len() * share / 100).copied();
     println!(
         "{joined} joins of {} connections; {} MiB, every byte intact; {} calls, {rejected} rejected, \
-         {late} admitted after one was rejected ({lost} counted as lost); \
+         {late} admitted after one was rejected (all admitted ones by reason: {why:?}); \
          until the first rejected call, under load: median {:?} µs, p99 {:?} µs",
         sum.connections,
         sum.bytes >> 20,

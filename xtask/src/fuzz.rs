@@ -1,4 +1,4 @@
-//! Fuzzes `agent-common`: every target for its share of the time.
+//! Fuzzes the parsers: every target for its share of the time.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,10 +13,10 @@ use crate::rustup;
 use crate::setup::{CARGO_FUZZ, Setup};
 use crate::workspace::Workspace;
 
-/// The crate whose `fuzz` directory holds the targets.
-const FUZZED: &str = "agent-common";
+/// The crates whose `fuzz` directories hold the targets: the HTTP/2 tracker, and what the agent reads.
+const FUZZED: [&str; 2] = ["agent-common", "agent"];
 
-/// The example in it that writes the corpora.
+/// The example in each that writes the corpora.
 const SEEDS: &str = "seeds";
 
 /// Longer than this on one input is a finding: the parser does a bounded amount of work.
@@ -28,36 +28,49 @@ const ARTIFACT: &str = "Test unit written to ";
 /// The verb `fuzz`: all targets, for `total` together.
 pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
     Setup::new(workspace).for_fuzz()?;
-    let targets = targets(workspace)?;
-    ensure!(!targets.is_empty(), "{FUZZED}/fuzz has no target");
-    let share = (total / u32::try_from(targets.len())?).max(Duration::from_secs(1));
-    let mut progress = Progress::start("fuzz", u64::try_from(targets.len())? + 1);
-    seed(workspace, &mut progress)?;
-    for target in &targets {
-        let executions = fuzz(workspace, &mut progress, target, share)?;
-        progress.done(target, &format!("{executions} executions, no failure"));
+    let mut targets = Vec::new();
+    for fuzzed in FUZZED {
+        let named = targets_of(workspace, fuzzed)?;
+        ensure!(!named.is_empty(), "{fuzzed}/fuzz has no target");
+        targets.extend(named.into_iter().map(|target| (fuzzed, target)));
     }
+    let share = (total / u32::try_from(targets.len())?).max(Duration::from_secs(1));
+    let steps = u64::try_from(FUZZED.len() + targets.len())?;
+    let mut progress = Progress::start("fuzz", steps);
+    for fuzzed in FUZZED {
+        seed(workspace, &mut progress, fuzzed)?;
+    }
+    let mut all = 0;
+    for (fuzzed, target) in &targets {
+        let executions = fuzz(workspace, &mut progress, fuzzed, target, share)?;
+        progress.done(target, &format!("{executions} executions, no failure"));
+        all += executions;
+    }
+    progress.say(format!(
+        "{all} executions of {} targets, no failure",
+        targets.len()
+    ));
     Ok(())
 }
 
-fn targets(workspace: &Workspace) -> Result<Vec<String>> {
-    let list = process::stdout(cargo_fuzz(workspace).arg("list"))?;
+fn targets_of(workspace: &Workspace, fuzzed: &str) -> Result<Vec<String>> {
+    let list = process::stdout(cargo_fuzz(workspace, fuzzed).arg("list"))?;
     Ok(list.lines().map(str::to_owned).collect())
 }
 
-/// Writes the captured streams into the corpora, so that fuzzing begins with what real encoders send.
-fn seed(workspace: &Workspace, progress: &mut Progress) -> Result<()> {
-    progress.begin(SEEDS, "from the captured streams");
+/// Writes captured streams and the like into the corpora, so that fuzzing begins with what is really there.
+fn seed(workspace: &Workspace, progress: &mut Progress, fuzzed: &str) -> Result<()> {
+    progress.begin(SEEDS, &format!("of {fuzzed}"));
     let directory = workspace.target("fuzz");
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let mut command = with_nightly("cargo");
     command
         .args(["run", "--example", SEEDS, "--target-dir"])
         .arg(&directory)
-        .current_dir(workspace.path(FUZZED).join("fuzz"));
-    let log = directory.join("seeds.log");
+        .current_dir(workspace.path(fuzzed).join("fuzz"));
+    let log = directory.join(format!("seeds-{fuzzed}.log"));
     process::log(&mut command, &log, |line| progress.live(line))?;
-    progress.done(SEEDS, "written");
+    progress.done(SEEDS, &format!("of {fuzzed}, written"));
     Ok(())
 }
 
@@ -65,6 +78,7 @@ fn seed(workspace: &Workspace, progress: &mut Progress) -> Result<()> {
 fn fuzz(
     workspace: &Workspace,
     progress: &mut Progress,
+    fuzzed: &str,
     target: &str,
     time: Duration,
 ) -> Result<u64> {
@@ -74,7 +88,7 @@ fn fuzz(
     fs::write(&log, "").with_context(|| log.display().to_string())?;
 
     progress.begin(target, &format!("for {} after compiling", Seconds(time)));
-    let mut command = cargo_fuzz(workspace);
+    let mut command = cargo_fuzz(workspace, fuzzed);
     command
         // The parser's indexing is all checked, so that the address sanitizer would find nothing; without it five times
         // as many inputs are tried. Debug assertions and overflow checks are on either way.
@@ -105,9 +119,9 @@ fn executions_in(line: &str) -> Option<u64> {
 }
 
 /// cargo-fuzz in the fuzzed crate. Its flags are a nightly compiler's.
-fn cargo_fuzz(workspace: &Workspace) -> Command {
+fn cargo_fuzz(workspace: &Workspace, fuzzed: &str) -> Command {
     let mut command = with_nightly(workspace.tool(CARGO_FUZZ.name));
-    command.arg("fuzz").current_dir(workspace.path(FUZZED));
+    command.arg("fuzz").current_dir(workspace.path(fuzzed));
     command
 }
 

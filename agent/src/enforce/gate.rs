@@ -28,7 +28,7 @@ use crate::observer::since_boot;
 /// Bytes of a gated connection's state.
 pub const GATED: usize = size_of::<Gated>();
 /// Waits before the second try and on; the last one goes on for as long as the connection lives.
-const WAITS: [Duration; 13] = [
+const WAITS: &[Duration] = &[
     Duration::from_millis(1),
     Duration::from_millis(1),
     Duration::from_millis(1),
@@ -43,6 +43,8 @@ const WAITS: [Duration; 13] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
 ];
+/// The same where nothing but a moment without a send is missing.
+const WAITS_FOR_LUCK: &[Duration] = WAITS.split_at(WAITS.len() - 2).0;
 /// Sweeps between two looks for connections that nobody told of.
 const LOOK: u64 = 10;
 /// What may pass at least between the hold's beginning and the insertion.
@@ -123,33 +125,34 @@ impl Gate {
             .map(|(pid, _)| *pid)
             .collect();
         for pid in due {
-            let done = match self.join(pid, view) {
-                Ok(done) => done,
+            let left = match self.join(pid, view) {
+                Ok(left) => left,
                 Err(error) => {
                     // It ends, or may not be looked at.
                     tracing::debug!(pid, "not joined: {error}");
-                    !crate::discovery::proc::runs(pid)
+                    crate::discovery::proc::runs(pid).then_some(WAITS)
                 }
             };
-            if done {
-                self.waiting.remove(&pid);
-            } else if let Some(waiting) = self.waiting.get_mut(&pid) {
-                waiting.next = Instant::now() + WAITS[waiting.tries.min(WAITS.len() - 1)];
-                waiting.tries += 1;
+            match (left, self.waiting.get_mut(&pid)) {
+                (Some(waits), Some(waiting)) => {
+                    waiting.next = Instant::now() + waits[waiting.tries.min(waits.len() - 1)];
+                    waiting.tries += 1;
+                }
+                _ => drop(self.waiting.remove(&pid)),
             }
         }
     }
 
-    /// Joins the connections of a process. `true`: nothing is left to be tried.
-    fn join(&mut self, pid: u32, view: &View<'_>) -> io::Result<bool> {
+    /// Joins the connections of a process. How long is waited before each try from the second on, if there is something left to be tried.
+    fn join(&mut self, pid: u32, view: &View<'_>) -> io::Result<Option<&'static [Duration]>> {
         let target = match view.targets.get(&pid, 0) {
             Ok(target) if target.verdict == verdict::REJECTED => target,
-            _ => return Ok(true),
+            _ => return Ok(None),
         };
         let process = Process::open(pid)?;
-        let (open, gated, mut unready) = self.open(&process, pid, &target, view);
+        let (open, gated, unready) = self.open(&process, pid, &target, view);
         let Some(first) = open.first() else {
-            return Ok(!unready);
+            return Ok(unready.then_some(WAITS));
         };
         let ends: Vec<(u64, OwnedFd)> = peer::accepted(pid, &first.socket)?
             .into_iter()
@@ -178,21 +181,19 @@ impl Gate {
             obstacle = obstacle.map(Failure::name),
             "gate"
         );
-        match obstacle {
-            None => {
-                for connection in &open {
-                    let _ = self.obstacles.remove(&connection.key);
-                }
-            }
-            Some(why) => {
-                // A blocking socket too: many servers accept first, and then make it non-blocking.
-                unready = true;
-                for connection in &open {
-                    let _ = self.obstacles.insert(connection.key, why as u32, 0);
-                }
-            }
+        for connection in &open {
+            let _ = match obstacle {
+                None => self.obstacles.remove(&connection.key),
+                Some(why) => self.obstacles.insert(connection.key, why as u32, 0),
+            };
         }
-        Ok(!unready)
+        Ok(match obstacle {
+            None => unready.then_some(WAITS),
+            // It is only a matter of luck, with a client that hardly ever stops.
+            Some(Failure::Busy) => Some(WAITS_FOR_LUCK),
+            // A blocking socket too: many servers accept first, and then make it non-blocking.
+            Some(_) => Some(WAITS),
+        })
     }
 
     /// The process's connections that could be joined, how many are already, and whether there are some that can't be yet.
@@ -291,18 +292,22 @@ impl Gate {
         hold.store(since_boot().saturating_add(held), Ordering::SeqCst);
         // A send that begins from here on sees the mark; one that began before is seen below.
         fence(Ordering::SeqCst);
-        let result = self.insert_held(open, ends, target, view, begun);
-        hold.store(0, Ordering::SeqCst);
-        if broken.load(Ordering::SeqCst) != 0 {
-            tracing::warn!(
+        let mut result = self.insert_held(open, ends, target, view, begun);
+        // One that can't be held from here on begins behind the insertion.
+        if result.is_none() && broken.load(Ordering::SeqCst) != 0 {
+            tracing::debug!(
                 pid = open[0].key.tgid,
-                "a send could not be held while the gate joined its connection; nothing of it will be rejected"
+                "a send could not be held while the gate joined its connection"
             );
+            result = Some(Failure::Busy);
+        }
+        // The gate takes its place when the hold is over, and not before.
+        if result.is_some() {
             for connection in open {
                 let _ = self.gated.remove(&connection.cookie);
             }
-            return Some(Failure::Busy);
         }
+        hold.store(0, Ordering::SeqCst);
         result
     }
 
@@ -314,28 +319,15 @@ impl Gate {
         view: &View<'_>,
         begun: Instant,
     ) -> Option<Failure> {
-        let mut sent = Vec::with_capacity(open.len());
-        for connection in open {
-            let Ok(bytes) = view.connections.get(&connection.key, 0) else {
-                // It has been closed meanwhile.
-                return Some(Failure::Busy);
-            };
-            if word64(&bytes, tracked::SENDING) != 0
-                || word32(&bytes, tracked::STATUS) != status::SYNCED
-                || epoch(&bytes) != target.epoch
-            {
+        // A send that had begun is over soon, and soon read.
+        let sent = loop {
+            if let Some(sent) = Self::still(open, ends, target, view) {
+                break sent;
+            }
+            if begun.elapsed() > self.hold / 2 {
                 return Some(Failure::Busy);
             }
-            sent.push(word64(&bytes, tracked::SENT));
-        }
-        if !open.iter().all(Open::is_read) {
-            return Some(Failure::Busy);
-        }
-        for (_, end) in ends {
-            if !rustix::io::ioctl_fionread(end).is_ok_and(|waiting| waiting == 0) {
-                return Some(Failure::Busy);
-            }
-        }
+        };
         for (connection, sent) in open.iter().zip(sent) {
             let value = joining(connection.key, target.generation, sent);
             if self
@@ -348,26 +340,41 @@ impl Gate {
         }
         for (cookie, end) in ends {
             if begun.elapsed() > self.hold {
-                return self.back_out(open, Failure::Busy);
+                return Some(Failure::Busy);
             }
             if let Err(error) = self.sockets.insert(*cookie, Raw(end), NEW_ONLY) {
                 tracing::warn!("the kernel refuses a socket of the source: {error}");
-                return self.back_out(open, Failure::Refused);
+                return Some(Failure::Refused);
             }
         }
         // Something was sent all the same, by a send that the kernel didn't show to the hold.
         if !open.iter().all(Open::is_read) {
-            return self.back_out(open, Failure::Busy);
+            return Some(Failure::Busy);
         }
         None
     }
 
-    /// Some end was not joined: what was joined lets everything pass.
-    fn back_out(&mut self, open: &[Open], why: Failure) -> Option<Failure> {
+    /// How many bytes each connection has sent, if no send is under way and all is read; `None` also where one has been closed meanwhile.
+    fn still(
+        open: &[Open],
+        ends: &[(u64, OwnedFd)],
+        target: &Target,
+        view: &View<'_>,
+    ) -> Option<Vec<u64>> {
+        let mut sent = Vec::with_capacity(open.len());
         for connection in open {
-            let _ = self.gated.remove(&connection.cookie);
+            let bytes = view.connections.get(&connection.key, 0).ok()?;
+            if word64(&bytes, tracked::SENDING) != 0
+                || word32(&bytes, tracked::STATUS) != status::SYNCED
+                || epoch(&bytes) != target.epoch
+            {
+                return None;
+            }
+            sent.push(word64(&bytes, tracked::SENT));
         }
-        Some(why)
+        let empty =
+            |(_, end): &(u64, OwnedFd)| rustix::io::ioctl_fionread(end).is_ok_and(|n| n == 0);
+        (open.iter().all(Open::is_read) && ends.iter().all(empty)).then_some(sent)
     }
 
     /// Forgets connections that are gone, and looks for some that nobody told of (an event may be lost).
@@ -386,6 +393,7 @@ impl Gate {
                 }
             }
         }
+        let mut held = Vec::new();
         let cookies: Vec<u64> = self.gated.keys().flatten().collect();
         for cookie in cookies {
             let Ok(bytes) = self.gated.get(&cookie, 0) else {
@@ -396,14 +404,26 @@ impl Gate {
                 fd: word32(&bytes, offset_of!(Gated, key) + offset_of!(ConnKey, fd)),
             };
             let generation = word64(&bytes, offset_of!(Gated, generation));
-            let lives = view
+            let target = view
                 .targets
                 .get(&key.tgid, 0)
-                .is_ok_and(|target| target.generation == generation)
-                && view.connections.get(&key, 0).is_ok();
-            if !lives {
+                .ok()
+                .filter(|target| target.generation == generation)
+                .filter(|_| view.connections.get(&key, 0).is_ok());
+            // No join is under way here: one that is held was begun by an agent that has ended since. Nothing is lost by beginning anew.
+            let hold = target.and_then(|it| view.slots.atomic(it.slot, offset_of!(Slot, hold)));
+            let cut_off = hold.is_some_and(|hold| hold.load(Ordering::SeqCst) != 0);
+            let waits = word32(&bytes, offset_of!(Gated, state)) == state::JOINING;
+            if target.is_none() || cut_off && waits {
                 let _ = self.gated.remove(&cookie);
             }
+            if cut_off {
+                held.extend(hold);
+                self.want(key.tgid);
+            }
+        }
+        for hold in held {
+            hold.store(0, Ordering::SeqCst);
         }
         super::forget_gone(&mut self.obstacles, view);
     }

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -85,7 +86,7 @@ pub fn transport(socket: &OwnedFd) -> io::Result<Transport> {
     })
 }
 
-/// The accepted ends of all connections that process `client` has to whoever listens where `socket`, one of its Unix sockets,
+/// The accepted ends of all connections that process `client` has open to whoever listens where `socket`, one of its Unix sockets,
 /// leads. It may be empty: not accepted yet, or in a process that can't be seen.
 pub fn accepted(client: u32, socket: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     // Of a connected client, the credentials are those of the process that called `listen`.
@@ -132,7 +133,15 @@ fn ends(pid: u32, client: u32) -> io::Result<Vec<OwnedFd>> {
 fn is_end(socket: &OwnedFd, client: u32) -> io::Result<bool> {
     Ok(transport(socket)? == Transport::Unix
         && !sockopt::socket_acceptconn(socket)?
-        && peer(socket)? == client)
+        && peer(socket)? == client
+        && !is_left(socket)?)
+}
+
+/// Whether the other end has been closed. A server keeps such an end until it has read to its end.
+fn is_left(socket: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default()))?;
+    Ok(fds[0].revents().contains(PollFlags::HUP))
 }
 
 /// The process at the other end (`SO_PEERCRED`); 0: none, or none that can be seen from here.
@@ -178,13 +187,19 @@ mod tests {
         let cookie = |s: &OwnedFd| sockopt::socket_cookie(s).unwrap();
         assert_eq!(cookie(&socket), sockopt::socket_cookie(&client).unwrap());
         let before: Vec<_> = accepted(me, &socket).unwrap().iter().map(cookie).collect();
-        let (end, _) = listener.accept().unwrap();
-        let end = sockopt::socket_cookie(&end).unwrap();
+        let (accepted_end, _) = listener.accept().unwrap();
+        let end = sockopt::socket_cookie(&accepted_end).unwrap();
         assert!(!before.contains(&end), "not accepted yet");
         let after = accepted(me, &socket).unwrap();
         assert!(after.iter().any(|s| cookie(s) == end));
         let listening = sockopt::socket_cookie(&listener).unwrap();
         assert!(after.iter().all(|s| cookie(s) != listening));
+        // The client closes it; the server has not.
+        drop((client, socket, after));
+        let other = UnixStream::connect(&path).unwrap();
+        let socket = Process::open(me).unwrap().descriptor(raw(&other)).unwrap();
+        let left = accepted(me, &socket).unwrap();
+        assert!(left.iter().all(|s| cookie(s) != end));
     }
 
     fn raw(stream: &UnixStream) -> u32 {

@@ -201,16 +201,11 @@ pub fn lock(root: &Path) -> Result<File, PinError> {
     }
 }
 
-/// The process that holds a lock, from `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 00:1f:1234 0 EOF`.
+/// The process that holds a lock.
 fn holder(file: &File) -> Option<String> {
-    let inode = file.metadata().ok()?.ino().to_string();
+    let inode = file.metadata().ok()?.ino();
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let of = words.get(5)?.rsplit(':').next()?;
-        (words.get(1) == Some(&"FLOCK") && of == inode)
-            .then(|| (*words.get(4)?).to_owned().into())?
-    })
+    Some(crate::host::text::holder(&locks, inode)?.to_string())
 }
 
 /// The directories of all builds, finished or not.

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
+use super::text;
 use crate::enforce::{peer, pins};
 use crate::tap::hooks::{HOLDS, HOOKS, Hook, Kind};
 
@@ -119,7 +120,11 @@ impl Facts {
     fn below(root: &Path, memlock: Option<u64>, pin_dir: PinDir) -> Self {
         let tree = Tree(root);
         let mounts = tree.text("/proc/self/mounts");
-        let mounted = |kind: &str| mounts.clone().map(|text| mount_points(&text, kind));
+        let mounted = |kind: &str| {
+            mounts
+                .clone()
+                .map(|mounts| text::mount_points(&mounts, kind))
+        };
         let tracefs = mounted("tracefs").map(|points| {
             let usual = points.iter().find(|point| *point == Path::new(TRACEFS));
             usual.or(points.first()).cloned()
@@ -181,18 +186,14 @@ impl Tree<'_> {
     fn capabilities(&self) -> Known<u64> {
         let path = "/proc/self/status";
         let text = self.text(path)?;
-        text.lines()
-            .find_map(|line| line.strip_prefix("CapEff:"))
-            .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
-            .ok_or_else(|| format!("{path}: no CapEff"))
+        text::capabilities(&text).ok_or_else(|| format!("{path}: no CapEff"))
     }
 
-    /// The links read `pid:[4026531836]`.
     fn namespace(&self, kind: &str) -> Known<u64> {
         let path = format!("/proc/self/ns/{kind}");
         let link = fs::read_link(self.path(&path)).map_err(|error| format!("{path}: {error}"))?;
         link.to_str()
-            .and_then(|link| link.split_once(":[")?.1.strip_suffix(']')?.parse().ok())
+            .and_then(text::namespace)
             .ok_or_else(|| format!("{path}: {} names no namespace", link.display()))
     }
 
@@ -219,14 +220,11 @@ impl Tree<'_> {
         Ok(missing.collect())
     }
 
-    /// The file reads `none [integrity] confidentiality`.
     fn lockdown(&self, securityfs: &Known<Vec<PathBuf>>) -> Known<Option<String>> {
         let path = "/sys/kernel/security/lockdown";
         match fs::read_to_string(self.path(path)) {
-            Ok(text) => text
-                .split_once('[')
-                .and_then(|(_, rest)| rest.split_once(']'))
-                .map(|(mode, _)| Some(mode.to_owned()))
+            Ok(text) => text::lockdown(&text)
+                .map(|mode| Some(mode.to_owned()))
                 .ok_or_else(|| format!("{path}: {:?} names no mode", text.trim())),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 if securityfs.clone()?.is_empty() {
@@ -251,18 +249,6 @@ fn pidfd_getfd() -> Known<()> {
 
 fn trimmed(text: String) -> String {
     text.trim().to_owned()
-}
-
-/// Where file systems of a type are mounted: `device point type options 0 0`.
-fn mount_points(mounts: &str, kind: &str) -> Vec<PathBuf> {
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split(' ');
-            let (_, point, found) = (words.next()?, words.next()?, words.next()?);
-            (found == kind).then(|| PathBuf::from(point))
-        })
-        .collect()
 }
 
 fn cgroup(old: Known<Vec<PathBuf>>, unified: Known<Vec<PathBuf>>) -> Known<Cgroup> {

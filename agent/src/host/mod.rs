@@ -6,6 +6,7 @@
 
 pub mod checks;
 pub mod facts;
+pub mod text;
 
 use serde::Serialize;
 

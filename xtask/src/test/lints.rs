@@ -9,7 +9,11 @@ use crate::setup::BpfToolchain;
 use crate::workspace::Workspace;
 
 /// The workspaces beside the root one, each with a Cargo.toml of its own.
-const OTHER_WORKSPACES: [&str; 2] = ["agent-ebpf/Cargo.toml", "agent-common/fuzz/Cargo.toml"];
+const OTHER_WORKSPACES: [&str; 3] = [
+    "agent-ebpf/Cargo.toml",
+    "agent-common/fuzz/Cargo.toml",
+    "agent/fuzz/Cargo.toml",
+];
 
 /// Every workspace is formatted.
 pub fn format(workspace: &Workspace) -> Result<()> {

@@ -400,10 +400,15 @@ impl<'a> Prepared<'a> {
             directory: directory.clone(),
             lockdown: lockdown.parameter(),
         };
-        let plan = Plan {
+        let mut plan = Plan {
             jobs: jobs.iter().map(|(_, job)| job.clone()).collect(),
             ..Plan::default()
         };
+        for job in &mut plan.jobs {
+            let lockdown = lockdown.parameter().unwrap_or("none");
+            let variable = ("PENDGUARD_TEST_LOCKDOWN".to_owned(), lockdown.to_owned());
+            job.environment.push(variable);
+        }
         let mut hearing = Hearing::new(&jobs, (kernel, &name), &directory, &mut progress)?;
         if !alone {
             hearing.mark = format!("{name}: ");
