@@ -4,10 +4,12 @@
 //! and exit, and a call counts with what it really sent. It takes `bpf_task_pt_regs`, Linux 5.15 (kernel commit
 //! dd6e10fbd9fb), and `bpf_get_current_task_btf`, 5.11.
 
-/// Index of the first three arguments in `struct pt_regs`, in words. The layout is ABI (it is what ptrace shows).
+/// Index of the first three arguments in `struct pt_regs`, in words. The layout is ABI on x86_64 (it is what ptrace shows).
 #[cfg(bpf_target_arch = "x86_64")]
 const ARGS: [usize; 3] = [14, 13, 12]; // rdi, rsi, rdx
-/// The return value takes x0's place; what was in it is in `orig_x0`, behind `struct user_pt_regs` (34 words).
+/// The return value takes x0's place; what was in it is in `orig_x0`, behind `struct user_pt_regs` (34 words), which is what ptrace
+/// shows. Behind that, the layout is the kernel's own (arch/arm64/include/asm/ptrace.h): the same in 6.1 and in 6.12, and `sends` is the
+/// test that it still is.
 #[cfg(bpf_target_arch = "aarch64")]
 const ARGS: [usize; 3] = [34, 1, 2];
 

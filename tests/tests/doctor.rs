@@ -27,11 +27,11 @@ async fn doctor(pins: &Path) -> Result<(Value, Option<i32>)> {
 }
 
 /// Why an agent doesn't start that must not.
-async fn refusal(pins: &Path, mode: &str) -> Result<String> {
+async fn refusal(pins: &Path, mode: &str, how: &[&str]) -> Result<String> {
     let directory = tempfile::tempdir()?;
     let output = Command::new(binary()?)
         .args(["run", "--mode", mode])
-        .args(AUTO)
+        .args(how)
         .args([
             "--metrics-listen",
             &free_address()?.to_string(),
@@ -58,6 +58,51 @@ async fn status(pins: &Path, mode: &str) -> Result<Value> {
     let status = agent.status().await?;
     agent.stop().await?;
     Ok(status)
+}
+
+/// Where doctor says that programs can't hang on functions, nobody who asks for that gets anything else. On arm64 they can't before
+/// Linux 6.4, though the kernel takes them: that is found out, and said.
+async fn functions(pins: &Path, said: &Value) -> Result<()> {
+    let possible = said["tap"] == "fentry";
+    let old = std::env::consts::ARCH == "aarch64" && kernel()? < (6, 4);
+    ensure!(!(old && possible), "{said}");
+    if possible {
+        return Ok(());
+    }
+    let not_used = said["not_used"].as_array().into_iter().flatten();
+    let mut not_used = not_used.filter(|one| one["kind"] == "tap" && one["name"] == "fentry");
+    let reason = not_used.next().context("doctor says nothing of fentry")?;
+    ensure!(
+        reason.to_string().contains("fentry_programs"),
+        "{reason}: {said}"
+    );
+    let log = refusal(pins, "audit", &["--tap", "fentry"]).await?;
+    ensure!(
+        log.contains("this kernel refuses it") && log.contains("with tap auto"),
+        "{log}"
+    );
+    if old {
+        println!("tap fentry: {}", log.trim());
+        let programs = said["programs"].to_string();
+        for told in [&log, &programs] {
+            ensure!(told.contains("arm64's can from Linux 6.4 on"), "{told}");
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's number.
+fn kernel() -> Result<(u32, u32)> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_str()?;
+    let numbers: Vec<u32> = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse().ok())
+        .collect();
+    match numbers[..] {
+        [major, minor, ..] => Ok((major, minor)),
+        _ => bail!("{release} is no kernel's release"),
+    }
 }
 
 /// One of its checks.
@@ -147,7 +192,7 @@ async fn what_it_says_is_so() -> Result<()> {
         lockdown.explained(&said)?;
     }
     if !possible("audit") {
-        let log = refusal(&pins, "audit").await?;
+        let log = refusal(&pins, "audit", &AUTO).await?;
         if booted == Some(Lockdown::Confidentiality) {
             ensure!(log.contains("confidentiality"), "{log}");
             return Ok(());
@@ -162,11 +207,12 @@ async fn what_it_says_is_so() -> Result<()> {
     }
     let audit = status(&pins, "audit").await?;
     ensure!(audit["tap"] == said["tap"], "{audit}: {said}");
+    functions(&pins, &said).await?;
     if possible("enforcement") {
         let enforce = status(&pins, "enforce").await?;
         ensure!(enforce["enforcer"] == said["enforcer"], "{enforce}: {said}");
     } else {
-        let log = refusal(&pins, "enforce").await?;
+        let log = refusal(&pins, "enforce", &AUTO).await?;
         ensure!(
             log.contains("can't enforce") && log.contains("pendguard doctor"),
             "{log}"

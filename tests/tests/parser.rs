@@ -148,14 +148,14 @@ mod kernel {
             Ok(())
         }
 
-        /// Walks a buffer behind the place that an Ethernet header takes. Returns whether the connection was lost, and its state.
+        /// Walks a buffer behind the place that an Ethernet header takes. Returns whether the gate left the connection, and its state.
         pub fn buffer(&mut self, packet: &mut [u8]) -> Result<(bool, Vec<u8>)> {
             self.run("case_buffer", packet)?;
             let after = self.gated.get(&COOKIE, 0)?;
             let at = offset_of!(Gated, conn);
             let conn = after[at..at + size_of::<agent_common::h2::walk::Conn>()].to_vec();
             let at = offset_of!(Gated, state);
-            Ok((after[at..at + 4] == gate::LOST.to_ne_bytes(), conn))
+            Ok((after[at..at + 4] != gate::ACTIVE.to_ne_bytes(), conn))
         }
     }
 }

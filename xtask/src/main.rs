@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod architecture;
 mod build;
 mod demo;
 mod elf;

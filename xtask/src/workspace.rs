@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::architecture::Architecture;
 use crate::process;
 
 /// Flags of the environment that would replace the ones this program passes: cargo takes rustflags from one place only.
@@ -17,8 +18,21 @@ const RUSTFLAGS_VARS: [&str; 2] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"];
 pub struct Workspace {
     root: PathBuf,
     target: PathBuf,
-    /// The triple of the machine's own compiler.
-    host: String,
+    /// What programs are compiled for: the triple of the machine's own compiler, unless they are another machine's.
+    triple: String,
+    /// What it takes, if they are.
+    cross: Option<Cross>,
+}
+
+/// What compiles programs for another machine than this.
+#[derive(Clone, Debug)]
+pub struct Cross {
+    /// That machine's.
+    pub architecture: Architecture,
+    /// The program that links.
+    pub linker: &'static str,
+    /// A compiler other than the repository's toolchain, and the directory that has the standard library for it.
+    pub compiler: Option<(PathBuf, PathBuf)>,
 }
 
 impl Workspace {
@@ -43,7 +57,33 @@ impl Workspace {
         let host = process::field(&version, "host")
             .context("rustc -vV names no host")?
             .to_owned();
-        Ok(Self { root, target, host })
+        Ok(Self {
+            root,
+            target,
+            triple: host,
+            cross: None,
+        })
+    }
+
+    /// The same repository, built for another machine: everything that is built goes to a directory of that machine's.
+    pub fn crossed(&self, cross: Cross) -> Self {
+        Self {
+            root: self.root.clone(),
+            target: self.target(cross.architecture.debian()),
+            triple: cross.architecture.triple().to_owned(),
+            cross: Some(cross),
+        }
+    }
+
+    /// The machine that programs are built for, unless it is this one.
+    pub fn other_machine(&self) -> Option<Architecture> {
+        self.cross.as_ref().map(|cross| cross.architecture)
+    }
+
+    /// The architecture that programs are built for, as Rust calls it.
+    pub fn architecture(&self) -> &'static str {
+        self.other_machine()
+            .map_or(env::consts::ARCH, Architecture::rust)
     }
 
     /// A path in the repository.
@@ -99,11 +139,17 @@ impl Workspace {
     /// static-linking flag away from build scripts and procedural macros, which must stay dynamic.
     pub fn cargo_static(&self, verb: &str) -> Command {
         let mut command = self.cargo(verb);
-        command.args(["--release", "--target", &self.host, "--config"]);
-        command.arg(format!(
-            r#"target.{}.rustflags=["-C","target-feature=+crt-static"]"#,
-            self.host
-        ));
+        let mut flags = vec!["-C".to_owned(), "target-feature=+crt-static".to_owned()];
+        if let Some(cross) = &self.cross {
+            flags.extend(["-C".to_owned(), format!("linker={}", cross.linker)]);
+            if let Some((rustc, sysroot)) = &cross.compiler {
+                flags.extend(["--sysroot".to_owned(), sysroot.display().to_string()]);
+                command.env("RUSTC", rustc);
+            }
+        }
+        command.args(["--release", "--target", &self.triple, "--config"]);
+        // A list of strings is written alike in Rust and in TOML.
+        command.arg(format!("target.{}.rustflags={flags:?}", self.triple));
         // Named for every command, or the agent's build script would run again whenever it comes and goes.
         command.env("PENDGUARD_BPF_OBJ", self.bpf_object());
         command
@@ -116,6 +162,6 @@ impl Workspace {
 
     /// Where [`Self::cargo_static`] leaves a program.
     pub fn static_output(&self, program: &str) -> PathBuf {
-        self.target(&self.host).join("release").join(program)
+        self.target(&self.triple).join("release").join(program)
     }
 }

@@ -321,8 +321,10 @@ pub fn sock_hash(entries: u32) -> io::Result<OwnedFd> {
     attr.__bindgen_anon_1.value_size = 4;
     attr.__bindgen_anon_1.max_entries = entries;
     for (to, from) in (0..).zip(b"GATE") {
+        // C's characters have a sign on some architectures only.
+        let from = libc::c_char::from_ne_bytes([*from]);
         // SAFETY: the name has 16 octets, of which the last stay 0.
-        unsafe { attr.__bindgen_anon_1.map_name[to] = (*from).cast_signed() };
+        unsafe { attr.__bindgen_anon_1.map_name[to] = from };
     }
     // SAFETY: it points to nothing.
     let fd = unsafe { sys::bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;

@@ -669,7 +669,7 @@ fn fentry(probe: &ProbeResult) -> Check {
         Need::Information,
         FENTRY,
         found,
-        "The tap hangs on tracepoints, which put every system call of the node on the slow path.",
+        "The tap hangs on tracepoints, which put every system call of the node on the slow path. arm64's kernels can do without from 6.4 on.",
     )
 }
 

@@ -138,7 +138,7 @@ impl Facts {
             user_namespace: tree.namespace("user"),
             btf: tree.exists("/sys/kernel/btf/vmlinux", "/sys/kernel"),
             tracing: tree.path(TRACEFS).is_dir(),
-            missing_tracepoints: tree.missing(&HOOKS, &tracefs),
+            missing_tracepoints: tree.missing(HOOKS, &tracefs),
             missing_holds: tree.missing(&HOLDS, &tracefs),
             pin_dir,
             pidfd_getfd: Err("not tried".to_owned()),

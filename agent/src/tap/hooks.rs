@@ -211,7 +211,7 @@ const fn end(program: &'static str, name: &'static str) -> Hook {
 
 /// All hooks, in the order in which they are attached: processes first, so that none is born unseen between the look
 /// through /proc and its first send.
-pub const HOOKS: [Hook; 11] = [
+pub const HOOKS: &[Hook] = &[
     Hook {
         program: "proc_exec",
         category: "sched",
@@ -249,6 +249,8 @@ pub const HOOKS: [Hook; 11] = [
     },
     end("fd_close", "sys_enter_close"),
     end("fd_close_range", "sys_enter_close_range"),
+    // Later architectures have only its successor.
+    #[cfg(target_arch = "x86_64")]
     end("fd_dup2", "sys_enter_dup2"),
     end("fd_dup3", "sys_enter_dup3"),
     send(

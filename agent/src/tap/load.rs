@@ -248,6 +248,11 @@ impl Object {
         self.link(&name, hook).map(drop)
     }
 
+    /// The second half of that, for a program that is loaded.
+    pub fn link_for_a_trial(&mut self, hook: &Hook) -> Result<(), String> {
+        self.link(&hook.variant(Kind::Fentry), hook).map(drop)
+    }
+
     /// Attaches a program that is loaded.
     fn link(&mut self, name: &str, hook: &Hook) -> Result<FdLink, String> {
         let failed = |e: ProgramError| chain(&e);
@@ -259,15 +264,32 @@ impl Object {
                 FdLink::try_from(link).map_err(|e| chain(&e))
             }
             Program::FEntry(program) => {
-                let id = program.attach().map_err(failed)?;
+                let id = program.attach().map_err(failed_on_function)?;
                 program.take_link(id).map(FdLink::from).map_err(failed)
             }
             Program::FExit(program) => {
-                let id = program.attach().map_err(failed)?;
+                let id = program.attach().map_err(failed_on_function)?;
                 program.take_link(id).map(FdLink::from).map_err(failed)
             }
             _ => Err(format!("{name} is of a kind that isn't known")),
         }
+    }
+}
+
+/// What the kernel answers where its functions can't call programs: its own ENOTSUPP, which C's library has no name for.
+const ENOTSUPP: i32 = 524;
+
+/// Why a program can't be attached to a function. The kernel may have taken it all the same: it looks at its functions only now.
+fn failed_on_function(error: ProgramError) -> String {
+    let text = chain(&error);
+    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+    let mut codes = causes.filter_map(|e| e.downcast_ref::<std::io::Error>()?.raw_os_error());
+    if codes.any(|code| code == ENOTSUPP) {
+        format!(
+            "{text}: this kernel's functions can't call programs (arm64's can from Linux 6.4 on)"
+        )
+    } else {
+        text
     }
 }
 

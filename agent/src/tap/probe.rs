@@ -28,7 +28,7 @@ fn tried(what: impl FnOnce(&mut Object) -> Result<(), String>) -> Result<(), Str
     result
 }
 
-/// Loads every program for a trial; for `pendguard doctor`. Nothing is attached, and all of it is gone afterwards.
+/// Loads every program for a trial; for `pendguard doctor`. One is attached, to a function, and all of it is gone afterwards.
 pub fn all() -> ProbeResult {
     let mut object = match Object::load() {
         Ok(object) => object,
@@ -58,6 +58,16 @@ pub fn all() -> ProbeResult {
         let hooks =
             hooks.filter(|hook| kind == Kind::Tracepoint || hook.on_function(kind).is_some());
         programs.extend(hooks.map(|hook| trial_of_hook(&mut object, hook, kind)));
+    }
+    // Functions may be unable to call what the kernel has taken for them: the first is tried.
+    let place = FIRST_FUNCTION.place(Kind::Fentry);
+    if let Some(first) = programs.iter_mut().find(|one| one.hook == place)
+        && first.outcome == Outcome::Supported
+        && let Err(reason) = object.link_for_a_trial(&FIRST_FUNCTION)
+    {
+        first.outcome = Outcome::NotSupported;
+        first.detail = reason;
+        first.verified_instructions = None;
     }
     programs.extend(
         HOLDS

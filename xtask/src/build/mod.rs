@@ -7,16 +7,21 @@ use anyhow::Result;
 
 pub use self::agent::{agent, test_programs};
 pub use self::programs::{cases, for_agent_ebpf, programs};
-use crate::setup::Setup;
+use crate::setup::{BpfToolchain, Setup};
 use crate::workspace::Workspace;
 
 /// The verb `build`.
 pub fn run(workspace: &Workspace, tests: bool) -> Result<()> {
     let toolchain = Setup::new(workspace).for_build()?;
-    programs(workspace, &toolchain)?;
+    with(workspace, &toolchain, tests)
+}
+
+/// The same, with what is there for it.
+pub fn with(workspace: &Workspace, toolchain: &BpfToolchain, tests: bool) -> Result<()> {
+    programs(workspace, toolchain)?;
     agent(workspace)?;
     if tests {
-        cases(workspace, &toolchain)?;
+        cases(workspace, toolchain)?;
         test_programs(workspace)?;
     }
     Ok(())

@@ -57,7 +57,7 @@ pub fn cases(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
 
 /// Completes a cargo command of the BPF compiler: it works on `agent-ebpf`, with the flags of the shipped object.
 pub fn for_agent_ebpf(workspace: &Workspace, toolchain: &BpfToolchain, cargo: &mut Command) {
-    let architecture = format!("bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    let architecture = format!("bpf_target_arch=\"{}\"", workspace.architecture());
     let mut linker = OsString::from("-Clinker=");
     linker.push(&toolchain.linker);
     let flags = [

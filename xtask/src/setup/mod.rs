@@ -7,6 +7,7 @@ mod apt;
 mod bpf_compiler;
 mod bpf_linker;
 mod cargo_tool;
+mod cross;
 mod llvm;
 mod node;
 mod packages;
@@ -24,12 +25,14 @@ pub use self::bpf_compiler::BpfCompiler;
 use self::bpf_compiler::FindBpfCompiler;
 use self::bpf_linker::InstallBpfLinker;
 use self::cargo_tool::CargoTool;
+use self::cross::FindCrossCompiler;
 use self::llvm::FindLlvm;
 use self::node::FindNode;
 use self::packages::{Package, Packages, Probe};
 use self::peers::Peer;
 use self::prometheus::FindPrometheus;
 use self::step::ensure;
+use crate::architecture::Architecture;
 use crate::progress::Progress;
 use crate::workspace::Workspace;
 
@@ -105,6 +108,38 @@ impl<'a> Setup<'a> {
         Ok(())
     }
 
+    /// The programs of `workspace` in Go, which may be another machine's.
+    pub fn for_go_peers(&self, workspace: &Workspace) -> Result<()> {
+        let mut progress = Progress::start("setup", 2);
+        let language = Packages {
+            name: "Go",
+            wanted: peers::go_packages(),
+            apt: self.apt.as_ref(),
+        };
+        ensure(self.workspace, &mut progress, &language)?;
+        ensure(workspace, &mut progress, &Peer::go(workspace)?)?;
+        Ok(())
+    }
+
+    /// What builds programs for another machine, as the workspace that does.
+    pub fn for_machine(&self, architecture: Architecture) -> Result<Workspace> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let mut progress = Progress::start("setup", 2);
+        let linker = Packages {
+            name: "cross linker",
+            wanted: cross::packages(architecture),
+            apt,
+        };
+        ensure(workspace, &mut progress, &linker)?;
+        let compiler = FindCrossCompiler {
+            workspace,
+            architecture,
+            apt,
+        };
+        let compiler = ensure(workspace, &mut progress, &compiler)?;
+        Ok(workspace.crossed(compiler.cross))
+    }
+
     /// What the tests of the dashboard need, and the program that draws it for the docs.
     pub fn for_dashboards(&self) -> Result<()> {
         let (workspace, apt) = (self.workspace, self.apt.as_ref());
@@ -136,16 +171,23 @@ impl<'a> Setup<'a> {
         Ok(())
     }
 
-    /// What `cargo xtask vm` needs; the kernels themselves it fetches when it knows which.
-    pub fn for_vm(&self) -> Result<()> {
+    /// What `cargo xtask vm` needs for machines of these architectures; the kernels themselves it fetches when it knows which.
+    pub fn for_vm(&self, architectures: &[Architecture]) -> Result<()> {
         let mut progress = Progress::start("setup", 1);
+        let qemu = |architecture: &Architecture| match architecture {
+            Architecture::X86_64 => {
+                Package::new("qemu-system-x86", Probe::Program("qemu-system-x86_64"))
+            }
+            Architecture::Aarch64 => {
+                Package::new("qemu-system-arm", Probe::Program("qemu-system-aarch64"))
+            }
+        };
+        let mut wanted: Vec<_> = architectures.iter().map(qemu).collect();
+        wanted.push(Package::new("e2fsprogs", Probe::Path("/usr/sbin/mke2fs")));
+        wanted.push(Package::new("xz-utils", Probe::Program("xz")));
         let machines = Packages {
             name: "virtual machines",
-            wanted: vec![
-                Package::new("qemu-system-x86", Probe::Program("qemu-system-x86_64")),
-                Package::new("e2fsprogs", Probe::Path("/usr/sbin/mke2fs")),
-                Package::new("xz-utils", Probe::Program("xz")),
-            ],
+            wanted,
             apt: self.apt.as_ref(),
         };
         ensure(self.workspace, &mut progress, &machines)?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use super::packages::{Package, Probe};
 use super::step::{Job, Step};
+use crate::architecture::Architecture;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -17,6 +18,17 @@ const DEBIAN_GOPATH: &str = "/usr/share/gocode";
 
 /// What the peers are built with, but for Node, which has many origins.
 pub fn packages() -> Vec<Package> {
+    let mut packages = go_packages();
+    packages.push(Package::new("python3", Probe::Program("python3")));
+    packages.push(Package::new(
+        "python3-venv",
+        Probe::PythonModule("ensurepip"),
+    ));
+    packages
+}
+
+/// What those in Go are built with.
+pub fn go_packages() -> Vec<Package> {
     vec![
         Package::new("golang-go", Probe::Program("go")),
         Package::new(
@@ -31,8 +43,6 @@ pub fn packages() -> Vec<Package> {
             "golang-goprotobuf-dev",
             Probe::Path("/usr/share/gocode/src/github.com/golang/protobuf"),
         ),
-        Package::new("python3", Probe::Program("python3")),
-        Package::new("python3-venv", Probe::PythonModule("ensurepip")),
     ]
 }
 
@@ -52,6 +62,8 @@ pub struct Peer {
 enum Recipe {
     Go {
         directory: PathBuf,
+        /// Of another machine than this, as Go calls it.
+        architecture: Option<&'static str>,
     },
     Python {
         venv: PathBuf,
@@ -68,20 +80,12 @@ impl Peer {
         let sources = workspace.path("tests/peers");
         let built = workspace.target("peers");
 
-        let go = sources.join("go");
-        let go_peer = built.join("go-peer");
         let requirements = sources.join("python/requirements.txt");
         let venv = built.join("venv");
         let node = sources.join("node");
         let modules = node.join("node_modules");
         Ok([
-            Self {
-                name: "Go peers",
-                inputs: files_in(&go, "go")?,
-                stamp: built.join("go-peer.stamp"),
-                output: go_peer,
-                recipe: Recipe::Go { directory: go },
-            },
+            Self::go(workspace)?,
             Self {
                 name: "Python peers",
                 inputs: vec![requirements.clone()],
@@ -99,9 +103,28 @@ impl Peer {
         ])
     }
 
+    /// Those in Go: one program.
+    pub fn go(workspace: &Workspace) -> Result<Self> {
+        let directory = workspace.path("tests/peers/go");
+        let built = workspace.target("peers");
+        Ok(Self {
+            name: "Go peers",
+            inputs: files_in(&directory, "go")?,
+            stamp: built.join("go-peer.stamp"),
+            output: built.join("go-peer"),
+            recipe: Recipe::Go {
+                directory,
+                architecture: workspace.other_machine().map(Architecture::debian),
+            },
+        })
+    }
+
     fn commands(&self) -> Vec<Command> {
         match &self.recipe {
-            Recipe::Go { directory } => {
+            Recipe::Go {
+                directory,
+                architecture,
+            } => {
                 let mut build = Command::new("go");
                 build
                     .args(["build", "-trimpath", "-o"])
@@ -111,6 +134,9 @@ impl Peer {
                     .env("CGO_ENABLED", "0")
                     .env("GO111MODULE", "off")
                     .env("GOPATH", DEBIAN_GOPATH);
+                if let Some(architecture) = architecture {
+                    build.env("GOARCH", architecture);
+                }
                 vec![build]
             }
             Recipe::Python { venv, requirements } => {

@@ -15,6 +15,7 @@ use anyhow::{Result, ensure};
 use self::budget::Budget;
 pub use self::counts::Counts;
 use self::report::{Outcome, Report};
+use crate::architecture::Architecture;
 use crate::build;
 use crate::fuzz;
 use crate::process;
@@ -156,7 +157,7 @@ fn set_up(workspace: &Workspace, fast: bool) -> Result<BpfToolchain> {
     if !fast {
         setup.for_fuzz()?;
         if vm::impossible().is_none() {
-            setup.for_vm()?;
+            setup.for_vm(&[Architecture::X86_64])?;
         }
     }
     Ok(toolchain)

@@ -26,12 +26,39 @@ pub struct Content {
     pub environment: Vec<(String, String)>,
 }
 
-/// All that the tests use but the test programs themselves.
-pub fn collect(workspace: &Workspace) -> Result<Content> {
+/// Where a machine with Debian's programs in their places has them.
+const SEARCH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// All that the tests use but the test programs themselves, where the machine is as this one.
+pub fn of_this_machine(workspace: &Workspace) -> Result<Content> {
     let mut image = Image::new();
     for program in PROGRAMS {
         image.add_program(program)?;
     }
+    add_built(&mut image, workspace)?;
+    // Node reads the protocol itself when it starts.
+    image.add(&workspace.path("tests/proto"))?;
+    image.add(&workspace.target("peers/venv"))?;
+    let search = add_languages(&mut image, workspace)?;
+    Ok(Content {
+        image,
+        environment: environment(workspace, search),
+    })
+}
+
+/// The same where it is another: `root` has its programs. There are no peers in Python and Node.
+pub fn of_another_machine(workspace: &Workspace, root: &Path) -> Result<Content> {
+    let mut image = Image::new();
+    image.add_root(root)?;
+    add_built(&mut image, workspace)?;
+    Ok(Content {
+        image,
+        environment: environment(workspace, SEARCH.to_owned()),
+    })
+}
+
+/// What is built for the machine, and what that reads.
+fn add_built(image: &mut Image, workspace: &Workspace) -> Result<()> {
     for program in [
         "pendguard",
         "pg-source",
@@ -41,13 +68,15 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
     ] {
         image.add(&workspace.target("release").join(program))?;
     }
-    // Node reads the protocol itself when it starts.
-    for tree in ["peers", "fixtures", "proto"] {
+    for tree in ["peers", "fixtures"] {
         image.add(&workspace.path("tests").join(tree))?;
     }
     image.add(&workspace.bpf_cases())?;
-    image.add(&workspace.target("peers/go-peer"))?;
-    image.add(&workspace.target("peers/venv"))?;
+    image.add(&workspace.target("peers/go-peer"))
+}
+
+/// Adds Python and Node, and says where programs are looked for.
+fn add_languages(image: &mut Image, workspace: &Workspace) -> Result<String> {
     // Debian's own Python, or what the user put before it, and what the virtual environment was made from.
     let mut search = Vec::new();
     for python in [
@@ -67,9 +96,14 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
         let directory = Path::new(&program).parent().context("a program's path")?;
         search.push(directory.display().to_string());
     }
-    search.push("/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
-    let environment = [
-        ("PATH", search.join(":")),
+    search.push(SEARCH.to_owned());
+    Ok(search.join(":"))
+}
+
+/// The environment, with where programs are looked for.
+fn environment(workspace: &Workspace, search: String) -> Vec<(String, String)> {
+    [
+        ("PATH", search),
         ("HOME", "/root".to_owned()),
         ("TERM", "dumb".to_owned()),
         ("RUST_BACKTRACE", "1".to_owned()),
@@ -83,9 +117,6 @@ pub fn collect(workspace: &Workspace) -> Result<Content> {
             workspace.target("").display().to_string(),
         ),
     ]
-    .map(|(name, value)| (name.to_owned(), value));
-    Ok(Content {
-        image,
-        environment: environment.into(),
-    })
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }

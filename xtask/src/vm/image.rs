@@ -41,7 +41,12 @@ const LEFT_OUT: [&str; 8] = [
 enum Node {
     Directory,
     Link(PathBuf),
-    File { length: u64, changed: (i64, i64) },
+    File {
+        /// The file on this machine, mostly of the same path.
+        of: PathBuf,
+        length: u64,
+        changed: (i64, i64),
+    },
 }
 
 /// A disk in the making.
@@ -96,11 +101,34 @@ impl Image {
                 }
             }
         } else if metadata.is_file() {
-            let node = Node::File {
-                length: metadata.len(),
-                changed: (metadata.mtime(), metadata.mtime_nsec()),
-            };
+            let node = file(path.clone(), &metadata);
             self.nodes.insert(path, node);
+        }
+        Ok(())
+    }
+
+    /// Adds all that is in `root`, at the paths that it has there.
+    pub fn add_root(&mut self, root: &Path) -> Result<()> {
+        self.add_below(root, Path::new("/"))
+    }
+
+    fn add_below(&mut self, directory: &Path, at: &Path) -> Result<()> {
+        let context = || directory.display().to_string();
+        self.directory(at);
+        for entry in fs::read_dir(directory).with_context(context)? {
+            let entry = entry.with_context(context)?;
+            let (path, at) = (entry.path(), at.join(entry.file_name()));
+            let metadata = fs::symlink_metadata(&path).with_context(context)?;
+            if metadata.is_dir() {
+                if !LEFT_OUT.iter().any(|name| entry.file_name() == *name) {
+                    self.add_below(&path, &at)?;
+                }
+            } else if metadata.is_symlink() {
+                let target = fs::read_link(&path).with_context(context)?;
+                self.nodes.insert(at, Node::Link(target));
+            } else if metadata.is_file() {
+                self.nodes.insert(at, file(path, &metadata));
+            }
         }
         Ok(())
     }
@@ -219,14 +247,18 @@ impl Image {
                 Node::Directory => fs::create_dir_all(&to),
                 Node::Link(target) => symlink(target, &to),
                 // A link costs nothing, where it is possible.
-                Node::File { .. } => {
-                    fs::hard_link(path, &to).or_else(|_| fs::copy(path, &to).map(|_| ()))
+                Node::File { of, .. } => {
+                    fs::hard_link(of, &to).or_else(|_| fs::copy(of, &to).map(|_| ()))
                 }
             }
             .with_context(|| format!("{} to {}", path.display(), to.display()))?;
         }
         for (path, content) in &self.texts {
             let to = staging.join(path.strip_prefix("/").unwrap_or(path));
+            // What is there may be a link to a file of this machine, which stays as it is.
+            if self.nodes.contains_key(path) {
+                fs::remove_file(&to).with_context(|| to.display().to_string())?;
+            }
             fs::write(&to, content).with_context(|| to.display().to_string())?;
         }
         Ok(())
@@ -268,6 +300,14 @@ impl Image {
     }
 }
 
+fn file(of: PathBuf, metadata: &fs::Metadata) -> Node {
+    Node::File {
+        of,
+        length: metadata.len(),
+        changed: (metadata.mtime(), metadata.mtime_nsec()),
+    }
+}
+
 /// The names in a path, and `..`.
 fn components(path: &Path) -> VecDeque<std::ffi::OsString> {
     path.components()
@@ -289,6 +329,23 @@ fn is_elf(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_is_added_as_it_lies() -> Result<()> {
+        let root = std::env::temp_dir().join(format!("xtask-root-{}", std::process::id()));
+        fs::create_dir_all(root.join("usr/bin"))?;
+        fs::write(root.join("usr/bin/sh"), "a shell")?;
+        symlink("usr/bin", root.join("bin"))?;
+        let mut image = Image::default();
+        image.add_root(&root)?;
+        fs::remove_dir_all(&root)?;
+        let node = |path: &str| image.nodes.get(Path::new(path));
+        assert!(matches!(node("/bin"), Some(Node::Link(to)) if to == Path::new("usr/bin")));
+        assert!(
+            matches!(node("/usr/bin/sh"), Some(Node::File { of, length: 7, .. }) if *of == root.join("usr/bin/sh"))
+        );
+        Ok(())
+    }
 
     #[test]
     fn links_on_the_way_are_kept() -> Result<()> {

@@ -4,52 +4,70 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use object::{Object as _, ObjectSection as _};
 
+use crate::architecture::Architecture;
 use crate::progress::Progress;
 use crate::setup::Lists;
 use crate::workspace::Workspace;
 
 /// The kernels that are known, as the user names them. All are Debian's for cloud machines: small, with everything that
 /// a node's kernel has.
-const SERIES: [Series; 4] = [
+const SERIES: [Series; 6] = [
     Series {
-        name: "5.10",
         suite: Some("bullseye"),
         refused: true,
-        packages: &[("linux-image-5.10.", "-cloud-amd64-unsigned")],
+        ..of_machine("5.10", &[("linux-image-5.10.", "-cloud-amd64-unsigned")])
     },
+    of_machine("6.1", &[("linux-image-6.1.", "-cloud-amd64-unsigned")]),
+    of_machine("6.12", &[("linux-image-6.12.", "-cloud-amd64-unsigned")]),
     Series {
-        name: "6.1",
-        suite: None,
-        refused: false,
-        packages: &[("linux-image-6.1.", "-cloud-amd64-unsigned")],
-    },
-    Series {
-        name: "6.12",
-        suite: None,
-        refused: false,
-        packages: &[("linux-image-6.12.", "-cloud-amd64-unsigned")],
-    },
-    Series {
-        name: "7.2",
         suite: Some("sid"),
-        refused: false,
-        packages: &[
-            ("linux-binary-7.2.", "-cloud-amd64"),
-            ("linux-modules-7.2.", "-cloud-amd64"),
-        ],
+        ..of_machine(
+            "7.2",
+            &[
+                ("linux-binary-7.2.", "-cloud-amd64"),
+                ("linux-modules-7.2.", "-cloud-amd64"),
+            ],
+        )
+    },
+    Series {
+        architecture: Architecture::Aarch64,
+        // The kernel's functions call no program there before 6.4.
+        fentry: false,
+        ..of_machine(
+            "6.1-arm64",
+            &[("linux-image-6.1.", "-cloud-arm64-unsigned")],
+        )
+    },
+    Series {
+        architecture: Architecture::Aarch64,
+        ..of_machine(
+            "6.12-arm64",
+            &[("linux-image-6.12.", "-cloud-arm64-unsigned")],
+        )
     },
 ];
 
+/// A series of this machine's own release.
+const fn of_machine(
+    name: &'static str,
+    packages: &'static [(&'static str, &'static str)],
+) -> Series {
+    Series {
+        name,
+        architecture: Architecture::X86_64,
+        suite: None,
+        refused: false,
+        fentry: true,
+        packages,
+    }
+}
+
 /// Those that `cargo xtask test` boots.
 const CHECKED: [&str; 2] = ["6.1", "6.12"];
-
-/// How old lists of other releases may be.
-const LISTS_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What the machine needs of its kernel to find its disk and the port to the host; a kernel that has one of them built in
 /// needs no module for it.
@@ -60,10 +78,14 @@ const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "ext4"
 pub struct Series {
     /// As the user writes it.
     pub name: &'static str,
+    /// The machine that it is for.
+    pub architecture: Architecture,
     /// The release that has it, where this machine's own doesn't.
     suite: Option<&'static str>,
     /// Whether it is one that the agent refuses: all that there is to test is that it says so.
     pub refused: bool,
+    /// Whether programs can hang on its functions; where they can't, `doctor` is the test that the agent says so.
+    pub fentry: bool,
     /// What the packages' names begin and end with: of the one that has the kernel, and then of others.
     packages: &'static [(&'static str, &'static str)],
 }
@@ -74,17 +96,18 @@ impl Series {
         SERIES
             .into_iter()
             .find(|series| series.name == name)
-            .ok_or_else(|| format!("no such kernel here; there are {}", names().join(", ")))
+            .ok_or_else(|| {
+                let names = SERIES.map(|series| series.name);
+                format!("no such kernel here; there are {}", names.join(", "))
+            })
     }
 
     /// The lists that have its packages.
     fn lists(&self, workspace: &Workspace) -> Result<Lists> {
         match self.suite {
-            Some(suite) => {
-                let state = workspace.target(format!("vm/apt/{suite}"));
-                Lists::of_suites(&state, &[suite], LISTS_AGE)
-            }
-            None => Ok(Lists::of_machine()),
+            Some(suite) => Lists::of_suite(workspace, suite),
+            None if self.architecture.is_own() => Ok(Lists::of_machine()),
+            None => Lists::of_architecture(workspace, self.architecture),
         }
     }
 }
@@ -106,9 +129,13 @@ pub fn checked() -> Vec<Series> {
         .collect()
 }
 
-/// Their names.
-pub fn names() -> Vec<&'static str> {
-    SERIES.iter().map(|series| series.name).collect()
+/// The names of those that run if the user names none: this machine's own architecture.
+pub fn own_names() -> Vec<&'static str> {
+    SERIES
+        .iter()
+        .filter(|series| series.architecture.is_own())
+        .map(|series| series.name)
+        .collect()
 }
 
 /// The numbers in a package's name, by which versions are ordered.

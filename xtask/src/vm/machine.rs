@@ -13,6 +13,7 @@ use vm_init::{Event, MODULES, PLAN, PORT, Plan};
 
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
+use crate::architecture::Architecture;
 use crate::process;
 
 /// How long a machine may take to begin with its jobs, and to end after them.
@@ -169,17 +170,26 @@ impl Machine<'_> {
             self.disk.display()
         );
         // The kernel ends by a panic, and the machine by what would be a new start, if the first process does.
-        let mut parameters = "console=ttyS0 loglevel=7 panic=-1".to_owned();
+        let (qemu, kind, console) = match self.kernel.series.architecture {
+            Architecture::X86_64 => ("qemu-system-x86_64", &["-cpu", "max"][..], "ttyS0"),
+            // Pointers are signed by an algorithm that costs emulation little: the real one takes most of its time.
+            Architecture::Aarch64 => (
+                "qemu-system-aarch64",
+                &["-machine", "virt", "-cpu", "max,pauth-impdef=on"][..],
+                "ttyAMA0",
+            ),
+        };
+        let mut parameters = format!("console={console} loglevel=7 panic=-1");
         if let Some(lockdown) = self.lockdown {
             parameters += &format!(" lockdown={lockdown}");
         }
         // Killed by the kernel when this program ends, however it ends.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL", qemu]);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-display", "none"]);
         // A /dev/kvm need not work: in a virtual machine it may hang a machine before its first message.
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-accel", "tcg,thread=multi"]).args(kind);
         command.args(["-m", MEMORY, "-smp", PROCESSORS]);
         command.arg("-kernel").arg(&self.kernel.image);
         command.arg("-initrd").arg(self.initramfs());

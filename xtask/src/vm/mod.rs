@@ -7,10 +7,12 @@
 mod content;
 mod image;
 mod initramfs;
+mod jobs;
 mod kernel;
 mod machine;
 mod programs;
 mod report;
+mod userland;
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -19,15 +21,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::{self, ScopedJoinHandle};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use vm_init::{End, Event, Job, Plan};
 
 use self::content::Content;
+use self::jobs::{PROGRAMS, TESTS, TESTS_ELSEWHERE, test_of};
 use self::kernel::{Kernel, Series};
 use self::machine::{Machine, Message};
-use self::programs::TestProgram;
 use self::report::{Report, Row};
+use crate::architecture::Architecture;
 use crate::build;
 use crate::elf;
 use crate::process;
@@ -36,38 +39,8 @@ use crate::setup::Setup;
 use crate::test::Counts;
 use crate::workspace::Workspace;
 
-/// How many times longer the tests wait than on a real machine.
-const SLOW: &str = "10";
-
 /// What a program may take in the machine, in seconds, if the user says nothing.
 const LIMIT: u64 = 900;
-
-/// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
-/// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-const TESTS: [&str; 14] = [
-    "fixtures",
-    "parser",
-    "doctor",
-    "agent",
-    "sends",
-    "exactness",
-    "answers",
-    "late",
-    "rewrite",
-    "enforce::tonic_on_rust",
-    "enforce::grpc_go_on_rust",
-    "enforce::c_core_on_rust",
-    "enforce::modes_at_run_time",
-    "enforce::another_build",
-];
-
-/// Those of them that reject calls: they run with every enforcer.
-const ENFORCING: [&str; 4] = ["enforce", "enforce_faults", "late", "rewrite"];
-/// Those of them that are about one enforcer.
-const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
-
-/// Those that are about tracepoints, or about no tap.
-const ONLY_TRACEPOINT: [&str; 4] = ["agent", "doctor", "fixtures", "parser"];
 
 /// What runs on a kernel that the agent refuses.
 const REFUSED: &str = DOCTOR;
@@ -128,17 +101,19 @@ const fn variant(tap: &'static str, enforcer: &'static str) -> Variant {
     Variant { tap, enforcer }
 }
 
+/// The tap on the kernel's functions.
+const FENTRY: &str = "fentry";
 /// No enforcer.
 const NONE: &str = "none";
 
 /// Every way in which the agent can work.
 const VARIANTS: [Variant; 6] = [
     variant("tracepoint", NONE),
-    variant("fentry", NONE),
+    variant(FENTRY, NONE),
     variant("tracepoint", "gate"),
-    variant("fentry", "gate"),
+    variant(FENTRY, "gate"),
     variant("tracepoint", "rewrite"),
-    variant("fentry", "rewrite"),
+    variant(FENTRY, "rewrite"),
 ];
 
 /// What the user asked for.
@@ -149,7 +124,7 @@ pub struct Options {
         long,
         value_name = "SERIES",
         value_delimiter = ',',
-        default_values = kernel::names(),
+        default_values = kernel::own_names(),
         value_parser = Series::named
     )]
     kernel: Vec<Series>,
@@ -200,6 +175,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// The kernels that were asked for, of an architecture.
+    fn kernels(&self, architecture: Architecture) -> Vec<Series> {
+        let of = |series: &&Series| series.architecture == architecture;
+        self.kernel.iter().filter(of).copied().collect()
+    }
+
     fn wants(&self, variant: &Variant) -> bool {
         let is = |wanted: &Option<String>, name| wanted.as_ref().is_none_or(|it| it == name);
         is(&self.tap, variant.tap) && is(&self.enforcer, variant.enforcer)
@@ -213,12 +194,30 @@ fn variable(text: &str) -> Result<(String, String), String> {
 
 /// The verb `vm`.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    Setup::new(workspace).for_vm()?;
-    if options.exec.is_empty() {
-        Setup::new(workspace).for_peers()?;
-        build::run(workspace, true)?;
+    let setup = Setup::new(workspace);
+    let architectures: Vec<_> = Architecture::ALL
+        .into_iter()
+        .filter(|architecture| !options.kernels(*architecture).is_empty())
+        .collect();
+    setup.for_vm(&architectures)?;
+    let mut report = Report::default();
+    for architecture in architectures {
+        let prepared = if architecture.is_own() {
+            if options.exec.is_empty() {
+                setup.for_peers()?;
+                build::run(workspace, true)?;
+            }
+            Prepared::for_this_machine(workspace, options)?
+        } else {
+            let built_for = setup.for_machine(architecture)?;
+            if options.exec.is_empty() {
+                setup.for_go_peers(&built_for)?;
+                build::with(&built_for, &setup.for_build()?, true)?;
+            }
+            Prepared::for_another(workspace, &built_for, architecture, options)?
+        };
+        report.add(prepared.on_all()?);
     }
-    let report = Prepared::new(workspace, options)?.on_all()?;
     print!("\n{}", report::table(&report.rows));
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -263,7 +262,8 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         report: None,
         exec: Vec::new(),
     };
-    let rows = Prepared::new(workspace, &options)?.on_all()?.rows;
+    let prepared = Prepared::for_this_machine(workspace, &options)?;
+    let rows = prepared.on_all()?.rows;
     print!("\n{}", report::table(&rows));
     for row in &rows {
         counts.add(row.counts);
@@ -273,10 +273,11 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
     Ok(())
 }
 
-/// What is the same for all kernels.
+/// What is the same for all kernels of an architecture.
 struct Prepared<'a> {
     workspace: &'a Workspace,
     options: &'a Options,
+    kernels: Vec<Series>,
     init: PathBuf,
     disk: PathBuf,
     /// The jobs, with the variant that each belongs to.
@@ -284,50 +285,48 @@ struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    fn new(workspace: &'a Workspace, options: &'a Options) -> Result<Self> {
-        let init = programs::init(workspace)?;
-        elf::ensure_static(&init)?;
-        let Content {
-            mut image,
-            mut environment,
-        } = content::collect(workspace)?;
-        environment.extend(options.env.iter().cloned());
-        let jobs = if options.exec.is_empty() {
-            let programs = selection(workspace, &options.test)?;
-            for (program, _) in &programs {
-                image.add(&program.path)?;
-            }
-            let agent = workspace.target("release/pendguard");
-            let mut jobs = vec![(VARIANTS[0], programs_job(&agent, options))];
-            jobs.extend(test_jobs(workspace, options, &programs, &environment));
-            jobs
-        } else {
-            let job = exec_job(options, environment)?;
-            image.add(Path::new(&job.program))?;
-            vec![(VARIANTS[0], job)]
-        };
-        image.add_libraries()?;
-        let directory = workspace.target("vm");
-        fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-        let disk = directory.join("disk.ext4");
-        let mut progress = Progress::start("vm", 1);
-        progress.begin("disk", "what the tests use of this machine");
-        image.write(&disk)?;
-        progress.done("disk", &workspace.display(&disk).to_string());
+    /// For kernels of this machine's own architecture.
+    fn for_this_machine(workspace: &'a Workspace, options: &'a Options) -> Result<Self> {
+        let kernels = options.kernel.iter().filter(|it| it.architecture.is_own());
+        let kernels = kernels.copied().collect();
+        let mut content = content::of_this_machine(workspace)?;
+        let jobs = jobs::plan(workspace, options, &TESTS, &mut content)?;
+        content.image.add_libraries()?;
         Ok(Self {
             workspace,
             options,
-            init,
-            disk,
+            kernels,
+            init: init(workspace)?,
+            disk: disk(workspace, &content)?,
+            jobs,
+        })
+    }
+
+    /// For kernels of another, for which `built_for` builds.
+    fn for_another(
+        workspace: &'a Workspace,
+        built_for: &Workspace,
+        architecture: Architecture,
+        options: &'a Options,
+    ) -> Result<Self> {
+        let root = userland::fetch(workspace, architecture)?;
+        let mut content = content::of_another_machine(built_for, &root)?;
+        let jobs = jobs::plan(built_for, options, &TESTS_ELSEWHERE, &mut content)?;
+        Ok(Self {
+            workspace,
+            options,
+            kernels: options.kernels(architecture),
+            init: init(built_for)?,
+            disk: disk(built_for, &content)?,
             jobs,
         })
     }
 
     /// Boots all kernels that were asked for and runs the jobs on each.
     fn on_all(&self) -> Result<Report> {
-        let mut progress = Progress::start("vm", self.options.kernel.len() as u64);
+        let mut progress = Progress::start("vm", self.kernels.len() as u64);
         let mut kernels = Vec::new();
-        for series in &self.options.kernel {
+        for series in &self.kernels {
             let name = format!("kernel {}", series.name);
             progress.begin(&name, "looking for it");
             let kernel = Kernel::fetch(self.workspace, *series, &progress)?;
@@ -370,7 +369,9 @@ impl<'a> Prepared<'a> {
                 || lockdown == Lockdown::Integrity
                     && test_of(job) == LOCKED
                     && *variant == VARIANTS[2];
-            locked && (!series.refused || job.name == REFUSED)
+            locked
+                && (!series.refused || job.name == REFUSED)
+                && (series.fentry || variant.tap != FENTRY)
         };
         self.jobs.iter().filter(wanted).cloned().collect()
     }
@@ -429,6 +430,25 @@ impl<'a> Prepared<'a> {
         }
         Ok(report)
     }
+}
+
+/// The first process of the machines.
+fn init(workspace: &Workspace) -> Result<PathBuf> {
+    let init = programs::init(workspace)?;
+    elf::ensure_static(&init)?;
+    Ok(init)
+}
+
+/// The machines' disk.
+fn disk(workspace: &Workspace, content: &Content) -> Result<PathBuf> {
+    let directory = workspace.target("vm");
+    fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let disk = directory.join("disk.ext4");
+    let mut progress = Progress::start("vm", 1);
+    progress.begin("disk", "what the tests use");
+    content.image.write(&disk)?;
+    progress.done("disk", &workspace.display(&disk).to_string());
+    Ok(disk)
 }
 
 /// Makes rows of what comes from a machine.
@@ -578,124 +598,6 @@ fn describe(end: &End) -> String {
         End::TimedOut => "it took too long".to_owned(),
         End::NotStarted(why) => format!("it can't be started: {why}"),
     }
-}
-
-/// The test programs that were asked for, each with a filter.
-fn selection(
-    workspace: &Workspace,
-    wanted: &[String],
-) -> Result<Vec<(TestProgram, Option<String>)>> {
-    let programs = programs::tests(workspace)?;
-    let names: Vec<_> = programs
-        .iter()
-        .map(|program| program.name.clone())
-        .collect();
-    let wanted: Vec<String> = if wanted.is_empty() {
-        TESTS.map(str::to_owned).into()
-    } else {
-        wanted.to_vec()
-    };
-    wanted
-        .iter()
-        .map(|wanted| {
-            let (name, filter) = match wanted.split_once("::") {
-                Some((name, filter)) => (name, Some(filter.to_owned())),
-                None => (wanted.as_str(), None),
-            };
-            let Some(program) = programs.iter().find(|program| program.name == name) else {
-                bail!("no test {name}; there are {}", names.join(", "));
-            };
-            Ok((program.clone(), filter))
-        })
-        .collect()
-}
-
-/// Every test for every variant that makes a difference to it.
-fn test_jobs(
-    workspace: &Workspace,
-    options: &Options,
-    programs: &[(TestProgram, Option<String>)],
-    environment: &[(String, String)],
-) -> Vec<(Variant, Job)> {
-    let mut jobs = Vec::new();
-    for variant in VARIANTS
-        .into_iter()
-        .filter(|variant| options.wants(variant))
-    {
-        let mut environment = environment.to_vec();
-        for (name, value) in [
-            ("PENDGUARD_TEST_SCALE", "vm"),
-            ("PENDGUARD_TEST_SLOW", SLOW),
-            ("PENDGUARD_TAP", variant.tap),
-            ("PENDGUARD_ENFORCER", variant.enforcer),
-        ] {
-            // The user's own go before.
-            if value != NONE && !environment.iter().any(|(there, _)| there == name) {
-                environment.push((name.to_owned(), value.to_owned()));
-            }
-        }
-        for (program, filter) in programs {
-            let name = program.name.as_str();
-            let only = ONLY_WITH.iter().find(|(test, _)| *test == name);
-            if ENFORCING.contains(&name) == (variant.enforcer == NONE)
-                || only.is_some_and(|(_, enforcer)| *enforcer != variant.enforcer)
-                || ONLY_TRACEPOINT.contains(&name) && variant.tap != "tracepoint"
-            {
-                continue;
-            }
-            let mut arguments = vec!["--test-threads=1".to_owned()];
-            arguments.extend(filter.clone());
-            let job = Job {
-                name: program.name.clone(),
-                program: program.path.display().to_string(),
-                arguments,
-                environment: environment.clone(),
-                directory: workspace.path("tests").display().to_string(),
-                limit: options.limit,
-            };
-            jobs.push((variant, job));
-        }
-    }
-    jobs
-}
-
-/// The test of a job, as the user names it.
-fn test_of(job: &Job) -> String {
-    match job.arguments.get(1) {
-        Some(filter) => format!("{}::{filter}", job.name),
-        None => job.name.clone(),
-    }
-}
-
-/// What the kernel makes of each program.
-const PROGRAMS: &str = "programs";
-
-fn programs_job(agent: &Path, options: &Options) -> Job {
-    Job {
-        name: PROGRAMS.to_owned(),
-        program: agent.display().to_string(),
-        arguments: ["doctor", "--json"].map(str::to_owned).into(),
-        environment: Vec::new(),
-        directory: "/root".to_owned(),
-        limit: options.limit,
-    }
-}
-
-/// The program that the user named.
-fn exec_job(options: &Options, environment: Vec<(String, String)>) -> Result<Job> {
-    let [program, arguments @ ..] = &options.exec[..] else {
-        bail!("--exec needs a program");
-    };
-    let path = std::path::absolute(program).with_context(|| program.clone())?;
-    ensure!(path.is_file(), "there is no program {}", path.display());
-    Ok(Job {
-        name: program.clone(),
-        program: path.display().to_string(),
-        arguments: arguments.to_vec(),
-        environment,
-        directory: "/root".to_owned(),
-        limit: options.limit,
-    })
 }
 
 #[cfg(test)]

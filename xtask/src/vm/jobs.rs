@@ -1,0 +1,201 @@
+//! What runs in the machines, one after another.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use vm_init::Job;
+
+use super::content::Content;
+use super::programs::{self, TestProgram};
+use super::{NONE, Options, VARIANTS, Variant};
+use crate::workspace::Workspace;
+
+/// How many times longer the tests wait than on a real machine.
+const SLOW: &str = "10";
+
+/// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
+/// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
+pub const TESTS: [&str; 14] = [
+    "fixtures",
+    "parser",
+    "doctor",
+    "agent",
+    "sends",
+    "exactness",
+    "answers",
+    "late",
+    "rewrite",
+    "enforce::tonic_on_rust",
+    "enforce::grpc_go_on_rust",
+    "enforce::c_core_on_rust",
+    "enforce::modes_at_run_time",
+    "enforce::another_build",
+];
+
+/// What runs of them on a kernel of another architecture than this machine's: the peers there are Rust's and Go's.
+pub const TESTS_ELSEWHERE: [&str; 20] = [
+    "fixtures",
+    "parser",
+    "doctor",
+    "agent",
+    "sends::every_system_call",
+    "sends::partial_and_refused",
+    "sends::malformed",
+    "sends::descriptors",
+    "exactness::tonic",
+    "exactness::grpc_go",
+    "answers::tonic",
+    "answers::grpc_go",
+    "answers::what_is_given_up",
+    "late",
+    "rewrite",
+    "enforce::tonic_on_rust",
+    "enforce::tonic_on_go",
+    "enforce::grpc_go_on_rust",
+    "enforce::modes_at_run_time",
+    "enforce::another_build",
+];
+
+/// Those of them that reject calls: they run with every enforcer.
+const ENFORCING: [&str; 4] = ["enforce", "enforce_faults", "late", "rewrite"];
+/// Those of them that are about one enforcer.
+const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
+
+/// Those that are about tracepoints, or about no tap.
+const ONLY_TRACEPOINT: [&str; 4] = ["agent", "doctor", "fixtures", "parser"];
+
+/// What runs in the machines; the programs are put on the disk.
+pub fn plan(
+    workspace: &Workspace,
+    options: &Options,
+    tests: &[&str],
+    content: &mut Content,
+) -> Result<Vec<(Variant, Job)>> {
+    let Content { image, environment } = content;
+    environment.extend(options.env.iter().cloned());
+    if !options.exec.is_empty() {
+        let job = exec_job(options, environment.clone())?;
+        image.add(Path::new(&job.program))?;
+        return Ok(vec![(VARIANTS[0], job)]);
+    }
+    let named: Vec<&str> = options.test.iter().map(String::as_str).collect();
+    let wanted = if named.is_empty() { tests } else { &named[..] };
+    let programs = selection(workspace, wanted)?;
+    for (program, _) in &programs {
+        image.add(&program.path)?;
+    }
+    let agent = workspace.target("release/pendguard");
+    let mut jobs = vec![(VARIANTS[0], programs_job(&agent, options))];
+    jobs.extend(test_jobs(workspace, options, &programs, environment));
+    Ok(jobs)
+}
+
+/// The test programs that were asked for, each with a filter.
+fn selection(workspace: &Workspace, wanted: &[&str]) -> Result<Vec<(TestProgram, Option<String>)>> {
+    let programs = programs::tests(workspace)?;
+    let names: Vec<_> = programs
+        .iter()
+        .map(|program| program.name.clone())
+        .collect();
+    wanted
+        .iter()
+        .map(|wanted| {
+            let (name, filter) = match wanted.split_once("::") {
+                Some((name, filter)) => (name, Some(filter.to_owned())),
+                None => (*wanted, None),
+            };
+            let Some(program) = programs.iter().find(|program| program.name == name) else {
+                bail!("no test {name}; there are {}", names.join(", "));
+            };
+            Ok((program.clone(), filter))
+        })
+        .collect()
+}
+
+/// Every test for every variant that makes a difference to it.
+fn test_jobs(
+    workspace: &Workspace,
+    options: &Options,
+    programs: &[(TestProgram, Option<String>)],
+    environment: &[(String, String)],
+) -> Vec<(Variant, Job)> {
+    let mut jobs = Vec::new();
+    for variant in VARIANTS
+        .into_iter()
+        .filter(|variant| options.wants(variant))
+    {
+        let mut environment = environment.to_vec();
+        for (name, value) in [
+            ("PENDGUARD_TEST_SCALE", "vm"),
+            ("PENDGUARD_TEST_SLOW", SLOW),
+            ("PENDGUARD_TAP", variant.tap),
+            ("PENDGUARD_ENFORCER", variant.enforcer),
+        ] {
+            // The user's own go before.
+            if value != NONE && !environment.iter().any(|(there, _)| there == name) {
+                environment.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        for (program, filter) in programs {
+            let name = program.name.as_str();
+            let only = ONLY_WITH.iter().find(|(test, _)| *test == name);
+            if ENFORCING.contains(&name) == (variant.enforcer == NONE)
+                || only.is_some_and(|(_, enforcer)| *enforcer != variant.enforcer)
+                || ONLY_TRACEPOINT.contains(&name) && variant.tap != "tracepoint"
+            {
+                continue;
+            }
+            let mut arguments = vec!["--test-threads=1".to_owned()];
+            arguments.extend(filter.clone());
+            let job = Job {
+                name: program.name.clone(),
+                program: program.path.display().to_string(),
+                arguments,
+                environment: environment.clone(),
+                directory: workspace.path("tests").display().to_string(),
+                limit: options.limit,
+            };
+            jobs.push((variant, job));
+        }
+    }
+    jobs
+}
+
+/// The test of a job, as the user names it.
+pub fn test_of(job: &Job) -> String {
+    match job.arguments.get(1) {
+        Some(filter) => format!("{}::{filter}", job.name),
+        None => job.name.clone(),
+    }
+}
+
+/// What the kernel makes of each program.
+pub const PROGRAMS: &str = "programs";
+
+fn programs_job(agent: &Path, options: &Options) -> Job {
+    Job {
+        name: PROGRAMS.to_owned(),
+        program: agent.display().to_string(),
+        arguments: ["doctor", "--json"].map(str::to_owned).into(),
+        environment: Vec::new(),
+        directory: "/root".to_owned(),
+        limit: options.limit,
+    }
+}
+
+/// The program that the user named.
+fn exec_job(options: &Options, environment: Vec<(String, String)>) -> Result<Job> {
+    let [program, arguments @ ..] = &options.exec[..] else {
+        bail!("--exec needs a program");
+    };
+    let path = std::path::absolute(program).with_context(|| program.clone())?;
+    ensure!(path.is_file(), "there is no program {}", path.display());
+    Ok(Job {
+        name: program.clone(),
+        program: path.display().to_string(),
+        arguments: arguments.to_vec(),
+        environment,
+        directory: "/root".to_owned(),
+        limit: options.limit,
+    })
+}
