@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use agent_common::abi::Failure;
+use agent_common::abi::{Failure, MAX_GATED};
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod};
 use pendguard_tests::bpffs::BpfFs;
@@ -24,7 +24,8 @@ fn joins() -> Result<u64> {
         return asked.context("PENDGUARD_JOINS is no number");
     }
     Ok(match scale() {
-        Scale::Full => 1_000,
+        // More connections than may be gated at a time: those that have been closed must make room.
+        Scale::Full => u64::from(MAX_GATED) + 350,
         Scale::Fast => 300,
         Scale::Vm => 100,
     })

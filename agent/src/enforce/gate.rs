@@ -394,6 +394,7 @@ impl Gate {
             }
         }
         let mut held = Vec::new();
+        let mut numbers: BTreeMap<(u32, u32), Vec<u64>> = BTreeMap::new();
         let cookies: Vec<u64> = self.gated.keys().flatten().collect();
         for cookie in cookies {
             let Ok(bytes) = self.gated.get(&cookie, 0) else {
@@ -416,6 +417,9 @@ impl Gate {
             let waits = word32(&bytes, offset_of!(Gated, state)) == state::JOINING;
             if target.is_none() || cut_off && waits {
                 let _ = self.gated.remove(&cookie);
+            } else {
+                let of_number = numbers.entry((key.tgid, key.fd)).or_default();
+                of_number.push(cookie);
             }
             if cut_off {
                 held.extend(hold);
@@ -425,8 +429,24 @@ impl Gate {
         for hold in held {
             hold.store(0, Ordering::SeqCst);
         }
+        // A client that connects again gets the number of the descriptor that it closed.
+        for ((pid, fd), cookies) in numbers {
+            if cookies.len() > 1
+                && let Ok(now) = cookie_of(pid, fd)
+            {
+                for gone in cookies.into_iter().filter(|cookie| *cookie != now) {
+                    let _ = self.gated.remove(&gone);
+                }
+            }
+        }
         super::forget_gone(&mut self.obstacles, view);
     }
+}
+
+/// Which socket a process's descriptor is.
+fn cookie_of(pid: u32, fd: u32) -> io::Result<u64> {
+    let socket = Process::open(pid)?.descriptor(fd)?;
+    Ok(sockopt::socket_cookie(&socket)?)
 }
 
 /// How long a send is held at most: the time that as many looks at the clock take.

@@ -26,7 +26,7 @@ use crate::workspace::Workspace;
 /// How long the parser is fuzzed as a part of the tests; `cargo xtask fuzz` takes longer.
 const FUZZ_TIME: Duration = Duration::from_secs(20);
 
-/// Joins of the gate that `--soak` asks for; the ordinary tests do a tenth.
+/// Joins of the gate that `--soak` asks for; the ordinary tests do a quarter.
 const JOINS: u64 = 10_000;
 
 /// Minutes that must be left for everything at full scale, for the other kernels, for a part of what is run on them, and for fuzzing: twice what
