@@ -22,6 +22,9 @@ const INITIAL_PID_NAMESPACE: u64 = 0xeffffffc;
 
 /// The check of the programs on functions.
 const FENTRY: &str = "fentry_programs";
+/// Those of what each enforcer consists of, loaded for a trial.
+const GATE_PROGRAMS: &str = "gate_programs";
+const REWRITE_PROGRAMS: &str = "rewrite_programs";
 
 /// The tap asks for a task's registers (`bpf_task_pt_regs`), which kernel commit dd6e10fbd9fb brought in 5.15.
 const KERNEL: (u32, u32) = (5, 15);
@@ -78,9 +81,9 @@ pub fn enforcer(checks: &[Check], audit: Outcome, enforcer: Enforcer) -> Possibl
     if audit != Outcome::Supported {
         return (audit, vec!["it needs what audit needs".to_owned()]);
     }
-    let own = match enforcer {
-        Enforcer::Gate => Need::Gate,
-        Enforcer::Rewrite => Need::Rewrite,
+    let (own, trial) = match enforcer {
+        Enforcer::Gate => (Need::Gate, GATE_PROGRAMS),
+        Enforcer::Rewrite => (Need::Rewrite, REWRITE_PROGRAMS),
     };
     let needed = || {
         checks
@@ -88,9 +91,13 @@ pub fn enforcer(checks: &[Check], audit: Outcome, enforcer: Enforcer) -> Possibl
             .filter(|check| [Need::Enforcement, own].contains(&check.needed_for))
     };
     // What was not tried is not known.
-    let tried = needed().any(|check| check.needed_for == own);
-    let worst = needed().map(|check| check.outcome).max();
-    let worst = worst.filter(|_| tried).unwrap_or(Outcome::Inconclusive);
+    let tried = needed().any(|check| check.id == trial);
+    let untried = if tried {
+        Outcome::Supported
+    } else {
+        Outcome::Inconclusive
+    };
+    let worst = needed().map(|check| check.outcome).fold(untried, Ord::max);
     let because = needed()
         .filter(|check| check.outcome == worst && worst != Outcome::Supported)
         .map(|check| check.id.to_owned());
@@ -637,7 +644,7 @@ fn gate_programs(probe: &ProbeResult) -> Check {
     });
     needed_for(
         Need::Gate,
-        "gate_programs",
+        GATE_PROGRAMS,
         found,
         "The gate can't be loaded.",
     )
@@ -652,7 +659,7 @@ fn rewrite_programs(probe: &ProbeResult) -> Check {
     });
     needed_for(
         Need::Rewrite,
-        "rewrite_programs",
+        REWRITE_PROGRAMS,
         found,
         "Programs that write to the memory of processes can't be loaded: it takes CAP_SYS_ADMIN, and a kernel without lockdown.",
     )
