@@ -141,7 +141,7 @@ async fn nobody_else_talks_to_it() -> Result<()> {
             .await?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
-            !output.status.success() && error.contains("Permission denied"),
+            !output.status.success() && error.contains("only the user who runs the agent"),
             "{verb:?}: {}: {error}",
             output.status
         );
