@@ -35,7 +35,7 @@ const DEV: Mount = Mount {
 };
 
 /// What is mounted on the root file system, in this order. No tracefs: the agent has to do without.
-const NODE: [Mount; 8] = [
+const NODE: [Mount; 9] = [
     Mount {
         kind: "proc",
         at: "/proc",
@@ -61,6 +61,11 @@ const NODE: [Mount; 8] = [
         kind: "tmpfs",
         at: "/run",
         options: c"mode=755",
+    },
+    Mount {
+        kind: "securityfs",
+        at: "/sys/kernel/security",
+        options: c"",
     },
     Mount {
         kind: "cgroup2",
