@@ -456,20 +456,7 @@ mod tests {
 
     use super::*;
 
-    const FULL: &str = r#"
-mode = "audit"
-allowed_replicas = [0, 0x2, 1_0]
-methods = ["/source.v1.Source/PendingFn", "/other.Thing/Do_it"]
-
-[[rule]]
-namespace = "payments-*"
-workload = "*"
-mode = "off"
-answer = "unimplemented"
-
-[[rule]]
-mode = "enforce"
-"#;
+    const FULL: &str = include_str!("../testdata/full.toml");
 
     fn read(text: &str) -> Result<File, ConfigError> {
         parse(Path::new("p.toml"), text)

@@ -4,19 +4,7 @@ use std::fs;
 use std::io::Result;
 use std::path::Path;
 
-const CONFIG: &str = r#"mode = "audit"
-allowed_replicas = [0, 0x2, 1_0]
-methods = ["/source.v1.Source/PendingFn", "/other.Thing/Do_it"]
-
-[[rule]]
-namespace = "payments-*"
-workload = "{a,b}?[!c]"
-mode = "off"
-answer = "unimplemented"
-
-[[rule]]
-mode = "enforce"
-"#;
+const CONFIG: &str = include_str!("../../testdata/full.toml");
 
 const MONO_VERTEX: &str = "PATH=/bin\0NUMAFLOW_NAMESPACE=payments\0NUMAFLOW_POD=orders-mv-2-abcde\0NUMAFLOW_REPLICA=2\0\
     NUMAFLOW_MONO_VERTEX_NAME=orders\0NUMAFLOW_MONO_VERTEX_OBJECT=eyJzcGVjIjp7InNvdXJjZSI6eyJ1ZHNvdXJjZSI6e319fX0=\0";
