@@ -152,10 +152,11 @@ fn received(ctx: &impl Exit, shape: Shape, flags: u64) -> u32 {
     r.begun.set(0);
     r.more.set(0);
     r.ended_count.set(0);
+    r.bytes.is_there();
     match shape {
         Shape::Buffer => r.bytes.buffer(address, received),
         _ => {
-            let Ok((iovecs, count)) = shape.vector(address, count) else {
+            let Ok((iovecs, count)) = shape.vector(&r.bytes, address, count) else {
                 return 0;
             };
             r.bytes.buffers(iovecs, count, received);

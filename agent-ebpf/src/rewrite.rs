@@ -70,6 +70,9 @@ programs! {
 /// is put back at the call's end would be sent then, so nothing of such a send is overwritten.
 const ZEROCOPY: u64 = 0x400_0000;
 
+/// How often memory is written that could be read, until it is given up.
+const WRITES: u32 = 8;
+
 /// The entry of a send.
 #[inline(always)]
 fn entered(ctx: &impl Hook, shape: Shape, flags: u64) -> u32 {
@@ -119,6 +122,7 @@ fn entered(ctx: &impl Hook, shape: Shape, flags: u64) -> u32 {
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
     s.verdict.set(target.verdict);
+    s.may_be_away();
     match shape {
         Shape::Buffer => s.buffer(
             address,
@@ -129,7 +133,7 @@ fn entered(ctx: &impl Hook, shape: Shape, flags: u64) -> u32 {
             },
         ),
         _ => {
-            let Ok((iovecs, count)) = shape.vector(address, count) else {
+            let Ok((iovecs, count)) = shape.vector(s, address, count) else {
                 return 0;
             };
             s.buffers(iovecs, count, ALL);
@@ -293,7 +297,7 @@ fn mended(ctx: &impl Exit) -> u32 {
         let _ = EDITS.remove(thread);
         return tap::go(ctx, s, walks::FOLLOW);
     }
-    restore(s, &edits.journal);
+    restore(s, edits);
     if let Some(why) = edits.journal.failure() {
         s.failure.set(why);
     }
@@ -316,17 +320,27 @@ fn is_of(edits: &Edits, s: &Scratch) -> bool {
 
 /// Puts the sender's bytes back, where they are still what was written.
 #[inline(always)]
-fn restore(s: &Scratch, journal: &Journal) {
+fn restore(s: &Scratch, edits: &Edits) {
     let mut i = 0;
     while i < PIECES as u32 {
         // Masked, so that the two limits stay two: the smaller one alone says nothing to 6.1's verifier.
-        if masked(i, 2 * PIECES as u32 - 1) >= journal.written() {
+        if masked(i, 2 * PIECES as u32 - 1) >= edits.journal.written() {
             break;
         }
-        if put_back(s, journal, i).is_err() {
+        if restore_piece(s, edits, i) == 0 {
             failed(Failure::NotRestored, 1);
         }
         i += 1;
+    }
+}
+
+/// Puts back a piece. 1: it was. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn restore_piece(s: *const Scratch, edits: *const Edits, i: u32) -> u32 {
+    match (global(s), global(edits)) {
+        (Some(s), Some(edits)) => put_back(s, &edits.journal, i).is_ok() as u32,
+        _ => 0,
     }
 }
 
@@ -335,11 +349,11 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
     let (place, original) = journal.original(i);
     match original {
         Original::Octet(octet) => {
-            read(place, s.window(), 1)?;
+            s.bring_in(place, 1)?;
             if s.octet(0) != INDEX {
                 return Err(());
             }
-            write(place, [octet].as_ptr(), 1)
+            write_back(s, place, [octet].as_ptr(), 1)
         }
         Original::Spelling { id, from, end } => {
             let (number, coding) = spelling_of(id);
@@ -347,24 +361,46 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
             let spelling = &substitute.spellings[coding];
             let from = masked(from, 127);
             let len = positive(end.wrapping_sub(from), 127);
-            read(place, s.window(), len)?;
+            s.bring_in(place, len)?;
+            let (mut substituted, mut as_it_was) = (0, 0);
             let mut at = 0;
             while at < 128 {
                 if masked(at, 255) >= len {
                     break;
                 }
-                // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
-                let written = unsafe { *spelling.substitute.as_ptr().add((from + at) as usize) };
-                if s.octet(at) != written {
-                    return Err(());
+                let octet = s.octet(at);
+                let place = (from + at) as usize;
+                // SAFETY: behind the spelling lies the substitute's slack, so the places are within the map value.
+                unsafe {
+                    substituted |= octet ^ *spelling.substitute.as_ptr().add(place);
+                    as_it_was |= octet ^ *spelling.watched.as_ptr().add(place);
                 }
                 at += 1;
             }
+            if as_it_was == 0 {
+                // It could not be written, and that could not be noted as undone.
+                return Ok(());
+            }
+            if substituted != 0 {
+                return Err(());
+            }
             // SAFETY: as above.
             let watched = unsafe { spelling.watched.as_ptr().add(from as usize) };
-            write(place, watched, len)
+            write_back(s, place, watched, len)
         }
     }
+}
+
+/// Writes what was there. Where that fails, the kernel is moving the memory, and what can be read again can be written again.
+#[inline(always)]
+fn write_back(s: &Scratch, place: u64, from: *const u8, len: u32) -> Result<(), ()> {
+    for _ in 0..WRITES {
+        if write(place, from, len).is_ok() {
+            return Ok(());
+        }
+        s.bring_in(place, len)?;
+    }
+    Err(())
 }
 
 /// Walks what was sent of a send in which something was rejected.
@@ -549,7 +585,9 @@ impl Edit for Editing<'_> {
         let len = positive(end.wrapping_sub(from), 127);
         // SAFETY: as above.
         let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
-        if write(place, bytes, len).is_ok() {
+        // It was written to just now.
+        self.s.is_there();
+        if write_back(self.s, place, bytes, len).is_ok() {
             self.journal.undone();
         }
     }

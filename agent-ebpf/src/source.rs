@@ -7,10 +7,11 @@ use agent_common::abi::{ConnKey, Tracked, Why};
 use agent_common::h2::edit::Segments;
 use agent_common::h2::frame::PREFACE;
 use agent_common::h2::walk::{Conn, Source, UNRESOLVED};
-use agent_common::vol::{Vol, masked};
+use agent_common::vol::{Vol, masked, positive};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 
 use crate::answers::Ending;
+use crate::global::global;
 
 /// Bytes that one read brings in. Most sends of a gRPC client are shorter; bulk data is passed without being read.
 pub const WINDOW: u32 = 256;
@@ -20,14 +21,9 @@ const _: () = assert!(
     "a masked index is always in the window"
 );
 
-/// Reads two words of user memory: `struct iovec`, or the part of `struct msghdr` that says where those are.
-#[inline(always)]
-pub fn two_words(address: u64) -> Result<[u64; 2], ()> {
-    let mut words = [0u64; 2];
-    // SAFETY: the destination is 16 bytes on this program's stack; the helper checks the source itself.
-    let failed = unsafe { bpf_probe_read_user(words.as_mut_ptr().cast(), 16, address as *const _) };
-    if failed != 0 { Err(()) } else { Ok(words) }
-}
+/// How often in all a system call's memory is read anew where it can't be read. The kernel has just read it itself: it is moving it now, to
+/// make a huge page of small ones, or to compact. A program can't wait, and for as long as that it can only try again.
+const TRIES: u32 = 1024;
 
 /// Calls that are noted before they are begun: a run of a walk finds half as many at most, since each takes two steps.
 pub const BEGUN: u32 = 32;
@@ -50,7 +46,8 @@ pub struct Bytes {
     /// Where the next byte lies.
     pub at: Vol<u64>,
     window_len: Vol<u32>,
-    reserved: Vol<u32>,
+    /// How often memory that can't be read is read once more.
+    tries: Vol<u32>,
     window: [Vol<u8>; WINDOW as usize],
 }
 
@@ -189,7 +186,7 @@ impl Scratch {
 impl Bytes {
     /// The bytes that were read last.
     #[inline(always)]
-    pub fn window(&self) -> *mut u8 {
+    fn window(&self) -> *mut u8 {
         self.window.as_ptr().cast_mut().cast()
     }
 
@@ -241,6 +238,44 @@ impl Bytes {
         self.empty_window();
     }
 
+    /// The kernel has read all of it, or written it: the system call ends.
+    #[inline(always)]
+    pub fn is_there(&self) {
+        self.tries.set(TRIES);
+    }
+
+    /// The system call begins: its memory may have to be brought in first, which only the kernel can do.
+    #[inline(always)]
+    pub fn may_be_away(&self) {
+        self.tries.set(0);
+    }
+
+    #[inline(always)]
+    fn read(&self, address: u64, len: u32) -> Result<(), ()> {
+        // SAFETY: the window is WINDOW bytes long and `len` at most that; the helper checks the source itself.
+        let failed = unsafe { bpf_probe_read_user(self.window().cast(), len, address as *const _) };
+        if failed == 0 { Ok(()) } else { Err(()) }
+    }
+
+    /// Reads two words of user memory: `struct iovec`, or the part of `struct msghdr` that says where those are. There must be nothing in
+    /// the window.
+    #[inline(always)]
+    pub fn two_words(&self, address: u64) -> Result<[u64; 2], ()> {
+        self.bring_in(address, 16)?;
+        // SAFETY: the window is longer than that, and stands behind six words of 8 bytes.
+        Ok(unsafe { self.window().cast::<[u64; 2]>().read_volatile() })
+    }
+
+    /// Reads `len` bytes of user memory, 1 to [`WINDOW`], to where [`Self::octet`] finds them.
+    #[inline(always)]
+    pub fn bring_in(&self, address: u64, len: u32) -> Result<(), ()> {
+        if self.read(address, len).is_ok() || read_again(self, address, len) != 0 {
+            Ok(())
+        } else {
+            Err(())
+        }
+    }
+
     #[inline(always)]
     fn empty_window(&self) {
         self.window_at.set(0);
@@ -255,7 +290,7 @@ impl Bytes {
             return Err(());
         }
         let at = self.next.get();
-        let iovec = two_words(at)?;
+        let iovec = self.two_words(at)?;
         let behind = self.behind.get();
         let len = if iovec[1] < behind as u64 {
             iovec[1] as u32
@@ -281,21 +316,32 @@ impl Bytes {
         if len == 0 {
             return Err(());
         }
-        // SAFETY: the window is WINDOW bytes long and `len` is at most that; the helper checks the source itself.
-        let failed = unsafe {
-            bpf_probe_read_user(
-                self.window.as_ptr() as *mut _,
-                len,
-                self.at.get() as *const _,
-            )
-        };
-        if failed != 0 {
-            return Err(());
-        }
+        self.bring_in(self.at.get(), len)?;
         self.window_at.set(0);
         self.window_len.set(len);
         Ok(())
     }
+}
+
+/// Reads again what could not be read. 1: it was. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_again(bytes: *const Bytes, address: u64, len: u32) -> u32 {
+    let Some(bytes) = global(bytes) else {
+        return 0;
+    };
+    let len = positive(len, WINDOW - 1);
+    for _ in 0..TRIES {
+        let left = bytes.tries.get();
+        if left == 0 {
+            break;
+        }
+        bytes.tries.set(left - 1);
+        if bytes.read(address, len).is_ok() {
+            return 1;
+        }
+    }
+    0
 }
 
 impl Source for Bytes {

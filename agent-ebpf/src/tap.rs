@@ -21,7 +21,7 @@ use crate::maps::{
     ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers,
     closing as is_closing, control_closing, event_lost, failed, leased, unparsed,
 };
-use crate::source::{BEGUN, RESET, Scratch, two_words};
+use crate::source::{BEGUN, Bytes, RESET, Scratch};
 
 /// Steps that one run of a walk makes. With the 33 tail calls that the kernel allows in a row, a send may take some
 /// 2,000: about 300 calls in one system call.
@@ -41,11 +41,11 @@ pub enum Shape {
 impl Shape {
     /// Where the `struct iovec`s lie, and how many they are; of [`Shape::Buffer`] it means nothing.
     #[inline(always)]
-    pub fn vector(self, address: u64, count: u64) -> Result<(u64, u32), ()> {
+    pub fn vector(self, bytes: &Bytes, address: u64, count: u64) -> Result<(u64, u32), ()> {
         match self {
             Self::Message => {
                 // `struct msghdr`: msg_iov at 16, msg_iovlen at 24.
-                let [iovecs, count] = two_words(address + 16)?;
+                let [iovecs, count] = bytes.two_words(address + 16)?;
                 Ok((iovecs, count as u32))
             }
             _ => Ok((address, count as u32)),
@@ -92,12 +92,13 @@ fn sent(ctx: &impl Exit, shape: Shape) -> u32 {
     s.more.set(0);
     s.begun.set(NOT_BEGUN);
     s.total.set(ret as u64);
+    s.is_there();
     if ret > 0 {
         let sent = ret as u32;
         match shape {
             Shape::Buffer => s.buffer(address, sent),
             _ => {
-                let Ok((iovecs, count)) = shape.vector(address, count) else {
+                let Ok((iovecs, count)) = shape.vector(s, address, count) else {
                     unparsed(Reason::Unreadable);
                     return 0;
                 };

@@ -68,6 +68,41 @@ async fn every_system_call_in_every_shape() -> Result<()> {
     Ok(())
 }
 
+/// From memory that the kernel moves meanwhile (it makes huge pages of small ones, and compacts): for a moment it can't be read.
+#[tokio::test]
+async fn from_memory_that_is_moved() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("moved", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let requests = amount(20_000, 2_000);
+    let mut expected = 0;
+    for call in CALLS {
+        let fd = raw.connection("unix").await?;
+        let answer = raw.run(&format!("moved {fd} {call} 1 {requests}")).await?;
+        let (moves, _) = answer.split_once(' ').context("an answer")?;
+        let moves: u64 = moves.parse()?;
+        expected += requests;
+        let scrape = agent.scrape().await?;
+        let seen = scrape.pending(&pod.name, "would_reject");
+        let unparsed = scrape.unparsed_sends();
+        println!("{call}: {seen} of {expected}, {moves} moves, {unparsed:?}");
+        ensure!(moves > 0, "nothing was moved");
+        // Few, of which each counts, and may be the first of two that can't be followed.
+        let unreadable: u64 = unparsed.values().sum();
+        ensure!(
+            unparsed.keys().all(|reason| reason == "unreadable") && unreadable * 100 <= expected,
+            "{call}: {unparsed:?} of {expected}"
+        );
+        ensure!(
+            seen <= expected && expected <= seen + 2 * unreadable,
+            "{call}: {seen} of {expected}, {unparsed:?}"
+        );
+    }
+    raw.end().await?;
+    agent.stop().await?;
+    Ok(())
+}
+
 /// A full socket: the kernel takes a part of a send, or nothing of it. Only what it took counts.
 #[tokio::test]
 async fn partial_and_refused_sends() -> Result<()> {

@@ -8,6 +8,7 @@ The bytes are real and the kernel is real; only the HTTP/2 is written by hand, s
 """
 
 import ctypes
+import mmap
 import os
 import random
 import resource
@@ -148,6 +149,42 @@ def pump(fd, call, first, count, seed):
     return f"{partial} {refused}"
 
 
+def moved(fd, call, first, count):
+    """`count` requests from memory that the kernel moves all the time: it makes a huge page of small ones, as it does by itself for
+    long-lived processes, and is made to split it. Returns how often it did, and how often a rejected path stayed."""
+    huge = 2 << 20
+    area = mmap.mmap(-1, 2 * huge, flags=mmap.MAP_PRIVATE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(area)) % huge
+    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area)) + start)
+    last = ctypes.c_void_p(address.value + huge - mmap.PAGESIZE)
+    size = len(request(first))
+    ended = threading.Event()
+    moves = left = 0
+
+    def move():
+        nonlocal moves
+        while not ended.is_set():
+            moves += LIBC.madvise(address, ctypes.c_size_t(huge), 25) == 0  # MADV_COLLAPSE, Linux 6.1
+            LIBC.madvise(last, ctypes.c_size_t(mmap.PAGESIZE), mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    view = memoryview(area)[start : start + size]
+    try:
+        for i in range(count):
+            view[:] = request(first + 2 * i)
+            send_pieces(fd, call, [view] if call in ("write", "sendto") else [view[:20], view[20:]])
+            if view == request(first + 2 * i).replace(PENDING, BLOCKED):
+                left += 1
+            elif view != request(first + 2 * i):
+                raise RuntimeError(f"memory has changed: {bytes(view)} was {request(first + 2 * i)}")
+            sent[fd].extend(request(first + 2 * i))
+    finally:
+        ended.set()
+        thread.join()
+    return f"{moves} {left}"
+
+
 def many(count):
     """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -192,6 +229,8 @@ def execute(words):
         return send(int(rest[0]), rest[1], [request(int(rest[2]))])
     if command == "pump":  # pump FD CALL FIRST COUNT SEED
         return pump(int(rest[0]), rest[1], int(rest[2]), int(rest[3]), int(rest[4]))
+    if command == "moved":  # moved FD CALL FIRST COUNT
+        return moved(int(rest[0]), rest[1], int(rest[2]), int(rest[3]))
     if command == "headers":  # headers FD MEGABYTES: one endless header block in CONTINUATION frames
         fd, left = int(rest[0]), int(rest[1]) << 20
         os.write(fd, frame(1, 0, 99, bytes.fromhex("838604")))

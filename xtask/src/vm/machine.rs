@@ -180,7 +180,10 @@ impl Machine<'_> {
                 "ttyAMA0",
             ),
         };
-        let mut parameters = format!("console={console} loglevel=7 panic=-1");
+        // Huge pages only for those who ask. Otherwise the kernel makes them of small ones by itself, whose memory no program can read
+        // meanwhile: that takes a moment, but much longer where two processors have one thread, and is tested on purpose.
+        let mut parameters =
+            format!("console={console} loglevel=7 panic=-1 transparent_hugepage=madvise");
         if let Some(lockdown) = self.lockdown {
             parameters += &format!(" lockdown={lockdown}");
         }
