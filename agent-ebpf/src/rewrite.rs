@@ -70,8 +70,10 @@ programs! {
 /// is put back at the call's end would be sent then, so nothing of such a send is overwritten.
 const ZEROCOPY: u64 = 0x400_0000;
 
-/// How often memory is written that could be read, until it is given up.
-const WRITES: u32 = 8;
+/// How often the sender's memory is written that must be as it was: at the exit, where a function does it that the verifier walks once, and
+/// at the entry (what is left then, the exit does).
+const TRIES: u32 = 256;
+const TRIES_AT_ENTRY: u32 = 4;
 
 /// The entry of a send.
 #[inline(always)]
@@ -353,7 +355,7 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
             if s.octet(0) != INDEX {
                 return Err(());
             }
-            write_back(s, place, [octet].as_ptr(), 1)
+            write_back(place, [octet].as_ptr(), 1, TRIES)
         }
         Original::Spelling { id, from, end } => {
             let (number, coding) = spelling_of(id);
@@ -386,19 +388,18 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
             }
             // SAFETY: as above.
             let watched = unsafe { spelling.watched.as_ptr().add(from as usize) };
-            write_back(s, place, watched, len)
+            write_back(place, watched, len, TRIES)
         }
     }
 }
 
-/// Writes what was there. Where that fails, the kernel is moving the memory, and what can be read again can be written again.
+/// Writes what was there. Where that fails, the kernel is moving the memory.
 #[inline(always)]
-fn write_back(s: &Scratch, place: u64, from: *const u8, len: u32) -> Result<(), ()> {
-    for _ in 0..WRITES {
+fn write_back(place: u64, from: *const u8, len: u32, tries: u32) -> Result<(), ()> {
+    for _ in 0..tries {
         if write(place, from, len).is_ok() {
             return Ok(());
         }
-        s.bring_in(place, len)?;
     }
     Err(())
 }
@@ -585,9 +586,7 @@ impl Edit for Editing<'_> {
         let len = positive(end.wrapping_sub(from), 127);
         // SAFETY: as above.
         let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
-        // It was written to just now.
-        self.s.is_there();
-        if write_back(self.s, place, bytes, len).is_ok() {
+        if write_back(place, bytes, len, TRIES_AT_ENTRY).is_ok() {
             self.journal.undone();
         }
     }

@@ -255,10 +255,10 @@ async fn from_memory_that_is_moved(agent: &Agent) -> Result<()> {
             pending + blocked == requests && blocked > requests / 2,
             "{call}: {pending} and {blocked} of {requests}"
         );
-        // A send that can't be read is not counted, and may be the first of two that aren't; nor is one whose substitute stayed.
+        // A send that can't be read is not counted, nor one whose substitute stayed: few, and none twice.
         for (sent, counted) in [(pending, counted[0]), (blocked, counted[1])] {
             ensure!(
-                counted <= sent && sent <= counted + 2 * unreadable + left + skipped,
+                counted <= sent && (sent - counted) * 50 <= requests,
                 "{call}: {counted} of {sent}, {unreadable} unreadable, {skipped} skipped"
             );
         }
