@@ -4,10 +4,14 @@
 //! namespace of its own and mounts it there: when that thread ends the mount is gone, and nothing of the host has
 //! changed. It takes CAP_SYS_ADMIN.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::host::text;
 
 /// Where tracefs is looked for, in this order (`Documentation/trace/ftrace.rst`); the first is where it is mounted.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -20,6 +24,17 @@ pub enum TracefsError {
         "tracefs is not mounted and can't be mounted privately ({0}): mount it (`mount -t tracefs tracefs /sys/kernel/tracing`) or grant CAP_SYS_ADMIN"
     )]
     Mount(#[source] std::io::Error),
+    /// The kernel has none.
+    #[error(
+        "this kernel's lockdown is confidentiality: it has no tracefs, and programs can't read what is sent"
+    )]
+    Confidentiality,
+}
+
+impl From<Errno> for TracefsError {
+    fn from(error: Errno) -> Self {
+        Self::Mount(error.into())
+    }
 }
 
 /// Tracefs where it is mounted and can be read.
@@ -36,12 +51,10 @@ pub fn reach() -> Result<(PathBuf, bool), TracefsError> {
     if let Some(place) = mounted() {
         return Ok((place.to_owned(), false));
     }
-    mount_privately()
-        .map(|place| (place, true))
-        .map_err(|e| TracefsError::Mount(e.into()))
+    mount_privately().map(|place| (place, true))
 }
 
-fn mount_privately() -> rustix::io::Result<PathBuf> {
+fn mount_privately() -> Result<PathBuf, TracefsError> {
     // SAFETY: `unshare` is unsafe where it takes the file descriptor table away from code that relies on sharing it;
     // these two flags leave descriptors alone. The thread is ours and ends after attaching.
     unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS)? };
@@ -50,14 +63,39 @@ fn mount_privately() -> rustix::io::Result<PathBuf> {
         "/",
         MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
     )?;
-    mount(
-        "tracefs",
-        PLACES[0],
-        "tracefs",
-        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-        None,
-    )?;
+    if lockdown()?.as_deref() == Some(CONFIDENTIALITY) {
+        return Err(TracefsError::Confidentiality);
+    }
+    mount("tracefs", PLACES[0], "tracefs", FLAGS, None)?;
     Ok(PLACES[0].into())
+}
+
+const FLAGS: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
+
+/// Where the kernel says how much of itself it keeps from root.
+const SECURITY: &str = "/sys/kernel/security";
+
+/// A lockdown under which tracefs must not be mounted. Nothing in the kernel keeps the file system alive then, and Linux 6.12 oopses when its
+/// last mount goes (`tracefs_destroy_inode`): this thread would stay in the kernel for ever, and so would the process.
+const CONFIDENTIALITY: &str = "confidentiality";
+
+/// The lockdown in force; `None` where the kernel has none. Mounts securityfs in this thread's mount namespace, if need be.
+fn lockdown() -> Result<Option<String>, TracefsError> {
+    let file = Path::new(SECURITY).join("lockdown");
+    if !file.exists() {
+        match mount("securityfs", SECURITY, "securityfs", FLAGS, None) {
+            // It has none; or it is there, without such a file.
+            Ok(()) | Err(Errno::NODEV | Errno::NOENT | Errno::BUSY) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text::lockdown(&text).map(str::to_owned)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(TracefsError::Mount(error)),
+    }
 }
 
 /// Whether a field of a tracepoint's record lies where the programs read it: `format` is the text of its `format` file.
