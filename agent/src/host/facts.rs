@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::text;
 use crate::enforce::{peer, pins};
 use crate::tap::hooks::{HOLDS, HOOKS, Hook, Kind};
+use crate::tap::tracefs::LOCKDOWN;
 
 /// Something that was read, or why it could not be.
 pub type Known<T> = Result<T, String>;
@@ -221,7 +222,7 @@ impl Tree<'_> {
     }
 
     fn lockdown(&self, securityfs: &Known<Vec<PathBuf>>) -> Known<Option<String>> {
-        let path = "/sys/kernel/security/lockdown";
+        let path = LOCKDOWN;
         match fs::read_to_string(self.path(path)) {
             Ok(text) => text::lockdown(&text)
                 .map(|mode| Some(mode.to_owned()))

@@ -74,8 +74,10 @@ const FLAGS: MountFlags = MountFlags::NOSUID
     .union(MountFlags::NODEV)
     .union(MountFlags::NOEXEC);
 
+/// Where securityfs is mounted.
+const SECURITYFS: &str = "/sys/kernel/security";
 /// Where the kernel says how much of itself it keeps from root.
-const SECURITY: &str = "/sys/kernel/security";
+pub const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
 
 /// A lockdown under which tracefs must not be mounted. Nothing in the kernel keeps the file system alive then, and Linux 6.12 oopses when its
 /// last mount goes (`tracefs_destroy_inode`): this thread would stay in the kernel for ever, and so would the process.
@@ -83,9 +85,9 @@ const CONFIDENTIALITY: &str = "confidentiality";
 
 /// The lockdown in force; `None` where the kernel has none. Mounts securityfs in this thread's mount namespace, if need be.
 fn lockdown() -> Result<Option<String>, TracefsError> {
-    let file = Path::new(SECURITY).join("lockdown");
+    let file = Path::new(LOCKDOWN);
     if !file.exists() {
-        match mount("securityfs", SECURITY, "securityfs", FLAGS, None) {
+        match mount("securityfs", SECURITYFS, "securityfs", FLAGS, None) {
             // It has none; or it is there, without such a file.
             Ok(()) | Err(Errno::NODEV | Errno::NOENT | Errno::BUSY) => {}
             Err(error) => return Err(error.into()),

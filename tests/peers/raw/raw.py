@@ -154,9 +154,10 @@ def moved(fd, call, first, count):
     long-lived processes, and is made to split it. Returns how often it did, and how often a rejected path stayed."""
     huge = 2 << 20
     area = mmap.mmap(-1, 2 * huge, flags=mmap.MAP_PRIVATE)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(area)) % huge
-    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(area)) + start)
-    last = ctypes.c_void_p(address.value + huge - mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    start = -begin % huge
+    address = ctypes.c_void_p(begin + start)
+    last = ctypes.c_void_p(begin + start + huge - mmap.PAGESIZE)
     size = len(request(first))
     ended = threading.Event()
     moves = left = 0
@@ -172,13 +173,14 @@ def moved(fd, call, first, count):
     view = memoryview(area)[start : start + size]
     try:
         for i in range(count):
-            view[:] = request(first + 2 * i)
+            data = request(first + 2 * i)
+            view[:] = data
             send_pieces(fd, call, [view] if call in ("write", "sendto") else [view[:20], view[20:]])
-            if view == request(first + 2 * i).replace(PENDING, BLOCKED):
+            if view == data.replace(PENDING, BLOCKED):
                 left += 1
-            elif view != request(first + 2 * i):
-                raise RuntimeError(f"memory has changed: {bytes(view)} was {request(first + 2 * i)}")
-            sent[fd].extend(request(first + 2 * i))
+            elif view != data:
+                raise RuntimeError(f"memory has changed: {bytes(view)} was {data}")
+            sent[fd].extend(data)
     finally:
         ended.set()
         thread.join()
