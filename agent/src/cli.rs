@@ -13,6 +13,7 @@ use clap::{
     ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
 };
 
+use crate::discovery::identity;
 use crate::export::otlp::Endpoint;
 use crate::model::{Mode, Replica};
 use crate::policy::{self, Selector};
@@ -44,6 +45,9 @@ pub const OTLP_INTERVAL: &str = "60s";
 const OTLP_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// The most seldom: a collector takes what it hasn't heard of for longer for gone.
 const OTLP_INTERVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The environment variable with the node's name. Manifests call it so everywhere.
+pub const NODE_NAME: &str = "NODE_NAME";
 
 /// Octets of a Unix socket's path at most: `sun_path` has 108, the last of them 0.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -160,6 +164,10 @@ pub struct RunArgs {
         default_value = "auto"
     )]
     pub discover: Discover,
+
+    /// The node's name in Kubernetes, for discovery kube: in a pod, spec.nodeName (downward API)
+    #[arg(long, value_name = "NAME", env = NODE_NAME, value_parser = node_name)]
+    pub node_name: Option<String>,
 
     /// IP address and port of /metrics, /healthz and /readyz; port 0 takes a free one
     #[arg(long, value_name = "ADDR:PORT", env = "PENDGUARD_METRICS_LISTEN", default_value = METRICS_LISTEN, value_parser = listen_address)]
@@ -339,12 +347,11 @@ pub enum Tap {
 /// Where replicas are discovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Discover {
-    /// The best that there is: in this version, /proc
+    /// kube in a pod with a service account, else proc
     Auto,
     /// The processes of this node and their environment
     Proc,
-    /// Not in this version.
-    #[value(hide = true)]
+    /// The same, and whose their pods are by the API server; as the pod's service account, elsewhere as KUBECONFIG says
     Kube,
 }
 
@@ -469,6 +476,9 @@ pub fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
 }
 
 fn variable(flag: &str) -> String {
+    if flag == "node-name" {
+        return NODE_NAME.to_owned();
+    }
     format!("PENDGUARD_{}", flag.replace('-', "_").to_uppercase())
 }
 
@@ -502,6 +512,14 @@ fn pin_dir(text: &str) -> Result<PathBuf, &'static str> {
         Ok(path)
     } else {
         Err("not an absolute path, such as /sys/fs/bpf/pendguard")
+    }
+}
+
+fn node_name(text: &str) -> Result<String, &'static str> {
+    if identity::is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("no name that Kubernetes allows")
     }
 }
 

@@ -150,7 +150,7 @@ pub(crate) mod fake {
 
     use super::{Engine, ModeChanged, ModeRefused};
     use crate::model::{
-        Answer, Identity, Kind, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot,
+        Answer, Identity, Kind, KubeWatch, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot,
         Verdict,
     };
     use crate::policy::{ModeChange, Policy};
@@ -233,8 +233,19 @@ pub(crate) mod fake {
                 entries: 3,
                 max_entries: 8192,
             }],
+            kube: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Pods are followed, namespaces aren't.
+    pub fn watches() -> Vec<KubeWatch> {
+        let watch = |resource, forbidden| KubeWatch {
+            resource,
+            synced: forbidden == 0,
+            errors: vec![("forbidden", forbidden), ("gone", 0)],
+        };
+        vec![watch("pods", 0), watch("namespaces", 3)]
     }
 
     /// A replica of a MonoVertex that made `calls` calls.
@@ -267,6 +278,7 @@ pub(crate) mod fake {
             unsynced: 0,
             latched: 0,
             gated: 0,
+            numaflow_version: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use agent_common::abi::{Slot, verdict};
 
 use crate::model::{Identity, Mode, ReplicaStatus, Verdict};
-use crate::policy::Ruling;
+use crate::policy::{Ruling, Say};
 use crate::tap::answers::ByCode;
 
 /// How long a replica that has gone is still shown, so that the last scrape sees its last counts.
@@ -25,10 +25,16 @@ struct Process {
     slot: u32,
     /// What the policy said when the process was found: what it called before counts by that, whatever is set later.
     found: Ruling,
+    /// What the policy said of it last.
+    ruling: Ruling,
+    /// What discovery says of it besides.
+    say: Say,
 }
 
 struct Record {
+    /// What the policy said last of that one of its processes which may be rejected most: they may be known more or less well.
     ruling: Ruling,
+    numaflow_version: Option<String>,
     since: SystemTime,
     gone: Option<SystemTime>,
     pids: BTreeSet<u32>,
@@ -42,6 +48,21 @@ struct Record {
 }
 
 impl Record {
+    /// Takes over all that is banked with what turned out to be the same replica.
+    fn absorb(&mut self, other: Self) {
+        for (key, n) in other.calls {
+            *self.calls.entry(key).or_default() += n;
+        }
+        for (method, n) in other.rejected_before {
+            *self.rejected_before.entry(method).or_default() += n;
+        }
+        self.unresolved += other.unresolved;
+        add_durations(&mut self.durations, &other.durations);
+        add_durations(&mut self.durations_before, &other.durations_before);
+        self.pending = self.pending.max(other.pending);
+        self.since = self.since.min(other.since);
+    }
+
     /// Takes over the rejected calls and the durations of a pod that was the same replica.
     fn inherit(&mut self, pod: &Self) {
         add_durations(&mut self.durations_before, &pod.durations);
@@ -55,6 +76,11 @@ impl Record {
             *self.rejected_before.entry(*method).or_default() += n;
         }
     }
+}
+
+/// The one of two rulings under which more is rejected.
+fn stricter(one: Ruling, other: Ruling) -> Ruling {
+    if other.mode > one.mode { other } else { one }
 }
 
 /// What a call with this verdict is shown as, whose process was `found` under a ruling.
@@ -151,21 +177,76 @@ impl Inventory {
     ) -> bool {
         let record = self.record(&identity, ruling, now);
         let arrived = record.pids.is_empty();
-        record.ruling = ruling;
         record.gone = None;
         record.pids.insert(pid);
         // The same program of the same process may be told of twice.
         let before = self.processes.get(&pid).filter(|p| p.slot == slot);
         let found = before.map_or(ruling, |process| process.found);
-        self.processes.insert(
-            pid,
-            Process {
-                identity,
-                slot,
-                found,
-            },
-        );
+        let process = Process {
+            identity: identity.clone(),
+            slot,
+            found,
+            ruling,
+            say: Say::default(),
+        };
+        self.processes.insert(pid, process);
+        self.settle(&identity);
         arrived
+    }
+
+    /// Which ruling is shown of a replica.
+    fn settle(&mut self, identity: &Identity) {
+        if let Some(record) = self.replicas.get_mut(identity) {
+            let processes = record.pids.iter().filter_map(|pid| self.processes.get(pid));
+            let strictest = processes.map(|process| process.ruling).reduce(stricter);
+            record.ruling = strictest.unwrap_or(record.ruling);
+        }
+    }
+
+    /// What discovery says of a process besides whose it is.
+    pub fn note(&mut self, pid: u32, say: Say, numaflow_version: Option<String>) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        process.say = say;
+        if let Some(record) = self.replicas.get_mut(&process.identity)
+            && numaflow_version.is_some()
+        {
+            record.numaflow_version = numaflow_version;
+        }
+    }
+
+    /// A process turns out to be another replica's than was thought, with all that it called: its counters go with it. If the replica
+    /// that it was taken for has no other process, it never was, and what is banked with it goes too; returned is whether that is so,
+    /// and whether the other one is new or had gone.
+    pub fn rename(&mut self, pid: u32, identity: &Identity, now: SystemTime) -> (bool, bool) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return (false, false);
+        };
+        let ruling = process.ruling;
+        let before = std::mem::replace(&mut process.identity, identity.clone());
+        if before == *identity {
+            return (false, false);
+        }
+        let alone = self.replicas.get_mut(&before).is_some_and(|record| {
+            record.pids.remove(&pid);
+            record.pids.is_empty()
+        });
+        let banked = if alone {
+            self.replicas.remove(&before)
+        } else {
+            None
+        };
+        let record = self.record(identity, ruling, now);
+        let arrived = record.pids.is_empty();
+        record.pids.insert(pid);
+        record.gone = None;
+        if let Some(banked) = banked {
+            record.absorb(banked);
+        }
+        self.settle(&before);
+        self.settle(identity);
+        (alone, arrived)
     }
 
     fn record(&mut self, identity: &Identity, ruling: Ruling, now: SystemTime) -> &mut Record {
@@ -173,6 +254,7 @@ impl Inventory {
             .entry(identity.clone())
             .or_insert_with(|| Record {
                 ruling,
+                numaflow_version: None,
                 since: now,
                 gone: None,
                 pids: BTreeSet::new(),
@@ -200,18 +282,24 @@ impl Inventory {
         self.processes.get(&pid).map(|p| &p.identity)
     }
 
-    /// What the policy said last of a process's replica, if the process is known.
+    /// What the policy said last of a process, if it is known.
     pub fn ruling(&self, pid: u32) -> Option<Ruling> {
-        let process = self.processes.get(&pid)?;
-        Some(self.replicas.get(&process.identity)?.ruling)
+        self.processes.get(&pid).map(|p| p.ruling)
     }
 
-    /// Asks the policy again about every replica that lives.
-    pub fn rule(&mut self, ruling: impl Fn(&Identity) -> Ruling) {
-        for (identity, record) in &mut self.replicas {
-            if record.gone.is_none() {
-                record.ruling = ruling(identity);
-            }
+    /// What discovery says of a process, if it is known.
+    pub fn say(&self, pid: u32) -> Option<Say> {
+        self.processes.get(&pid).map(|p| p.say)
+    }
+
+    /// Asks the policy again about every process of a replica that lives.
+    pub fn rule(&mut self, ruling: impl Fn(&Identity, Say) -> Ruling) {
+        for process in self.processes.values_mut() {
+            process.ruling = ruling(&process.identity, process.say);
+        }
+        let living: Vec<Identity> = self.living().cloned().collect();
+        for identity in &living {
+            self.settle(identity);
         }
     }
 
@@ -376,6 +464,7 @@ impl Inventory {
                     unsynced: 0,
                     latched: 0,
                     gated: 0,
+                    numaflow_version: record.numaflow_version.clone(),
                 };
                 for pid in &record.pids {
                     if let Some(process) = self.processes.get(pid).filter(|p| p.slot != 0) {
@@ -588,9 +677,9 @@ mod tests {
         assert_eq!(all[1].calls[&(0, Verdict::Rejected)], 4);
         assert_eq!(inventory.missed(read), 3);
         // What is set later changes nothing of it, nor does the end of the process or of its replica.
-        inventory.rule(|_| OFF);
+        inventory.rule(|_, _| OFF);
         assert_eq!(inventory.missed(read), 3);
-        inventory.rule(|_| ENFORCED);
+        inventory.rule(|_, _| ENFORCED);
         inventory.remove(20, &read(2), NOW);
         inventory.remove(10, &read(1), NOW);
         let none = |_| unreachable!("no process is left");
@@ -609,12 +698,60 @@ mod tests {
         let before = inventory.replicas(read).remove(0).calls;
         assert_eq!(before[&(0, Verdict::WouldReject)], 220);
         for ruling in [OFF, ENFORCED, USELESS] {
-            inventory.rule(|_| ruling);
+            inventory.rule(|_, _| ruling);
             let status = inventory.replicas(read).remove(0);
             assert_eq!((status.mode, &status.calls), (ruling.mode, &before));
             assert_eq!(inventory.ruling(11), Some(ruling));
             assert_eq!(inventory.modes(), BTreeMap::from([(ruling.mode, 1)]));
         }
+    }
+
+    #[test]
+    fn of_processes_that_are_known_more_or_less_well_the_strictest_is_shown() {
+        let mut inventory = Inventory::new(1);
+        let held = Say {
+            annotation: None,
+            held: true,
+        };
+        inventory.add(10, identity(1), 1, ENFORCED, NOW);
+        inventory.add(11, identity(1), 2, USELESS, NOW);
+        inventory.note(11, held, Some("v1.4.5".to_owned()));
+        let shown = |inventory: &Inventory| inventory.replicas(|_| Slot::ZERO).remove(0);
+        assert_eq!(shown(&inventory).mode, Mode::Enforce);
+        assert_eq!(shown(&inventory).numaflow_version.as_deref(), Some("v1.4.5"));
+        inventory.rule(|_, say| if say.held { USELESS } else { ENFORCED });
+        assert_eq!(inventory.ruling(10), Some(ENFORCED));
+        assert_eq!(inventory.ruling(11), Some(USELESS));
+        assert_eq!(shown(&inventory).mode, Mode::Enforce);
+        inventory.note(10, held, None);
+        inventory.rule(|_, say| if say.held { USELESS } else { ENFORCED });
+        assert_eq!(shown(&inventory).mode, Mode::Audit);
+    }
+
+    #[test]
+    fn a_process_that_was_taken_for_another_takes_its_counts_with_it() {
+        let mut inventory = Inventory::new(1);
+        inventory.add(10, identity(1), 1, USELESS, NOW);
+        inventory.bank(&identity(1), &slot([0, 5, 0, 0], 2));
+        let read = |_| slot([0, 7, 0, 0], 0);
+        assert_eq!(inventory.rename(10, &identity(1), NOW), (false, false));
+        assert_eq!(inventory.rename(10, &identity(2), NOW), (true, true));
+        let [only] = &inventory.replicas(read)[..] else {
+            panic!("one")
+        };
+        assert_eq!(only.identity, identity(2));
+        assert_eq!(only.calls[&(0, Verdict::WouldReject)], 12);
+        assert_eq!((only.unresolved, &*only.pids), (2, &[10][..]));
+        // The other one stays where it has another process.
+        inventory.add(11, identity(3), 2, USELESS, NOW);
+        assert_eq!(inventory.rename(10, &identity(3), NOW), (true, false));
+        assert_eq!(inventory.rename(10, &identity(4), NOW), (false, true));
+        let all = inventory.replicas(read);
+        let living: Vec<_> = all.iter().map(|r| (&r.identity, &*r.pids)).collect();
+        assert_eq!(
+            living,
+            [(&identity(3), &[11][..]), (&identity(4), &[10][..])]
+        );
     }
 
     #[test]
@@ -624,7 +761,7 @@ mod tests {
         let status = inventory.replicas(|_| slot([0, 0, 7, 0], 0)).remove(0);
         assert_eq!((status.mode, status.calls.len()), (Mode::Off, 0));
         // The next call would be counted, and so is shown with 0.
-        inventory.rule(|_| ENFORCED);
+        inventory.rule(|_, _| ENFORCED);
         let status = inventory.replicas(|_| slot([0, 0, 7, 0], 0)).remove(0);
         assert_eq!(status.calls, BTreeMap::from([((0, Verdict::Rejected), 0)]));
     }
@@ -634,7 +771,7 @@ mod tests {
         let mut inventory = Inventory::new(1);
         inventory.add(10, identity(1), 1, USELESS, NOW);
         inventory.remove(10, &Slot::ZERO, NOW);
-        inventory.rule(|_| OFF);
+        inventory.rule(|_, _| OFF);
         assert_eq!(inventory.replicas(|_| Slot::ZERO)[0].mode, Mode::Audit);
         assert_eq!(
             (inventory.modes().len(), inventory.living().count()),

@@ -11,6 +11,10 @@ use crate::cli::LogFormat;
 /// The variable that says what is logged.
 const VARIABLE: &str = "RUST_LOG";
 
+/// What is logged where nobody says otherwise. The client of the API server repeats in warnings what the agent says itself, and quotes
+/// whole answers.
+const DEFAULT: &str = "info,kube_client=error";
+
 /// Why nothing can be logged.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
@@ -58,7 +62,7 @@ fn filter(value: Option<std::ffi::OsString>) -> Result<EnvFilter, LoggingError> 
         Some(Err(_)) => return Err(LoggingError::NotUtf8),
     };
     let text = if value.trim().is_empty() {
-        "info"
+        DEFAULT
     } else {
         &value
     };
@@ -76,8 +80,12 @@ mod tests {
 
     #[test]
     fn info_unless_said_otherwise() {
-        assert_eq!(filter(None).unwrap().to_string(), "info");
-        assert_eq!(filter(Some("".into())).unwrap().to_string(), "info");
+        for value in [None, Some("".into())] {
+            let text = filter(value).unwrap().to_string();
+            let mut directives: Vec<_> = text.split(',').collect();
+            directives.sort_unstable();
+            assert_eq!(directives, ["info", "kube_client=error"]);
+        }
         assert_eq!(filter(Some("debug".into())).unwrap().to_string(), "debug");
     }
 

@@ -66,6 +66,7 @@ fn banner(settings: &Settings) {
         methods = settings.methods.join(","),
         allowed_replicas = ?settings.policy.allowed,
         config = settings.config.as_deref().map(|path| path.display().to_string()),
+        discovery = settings.discovery.name(),
         api = %settings.api_socket.display(),
         "pendguard starts"
     );

@@ -220,6 +220,19 @@ pub struct ReplicaStatus {
     pub latched: u64,
     /// Connections that the gate stands before, each also one of those in sync.
     pub gated: u64,
+    /// The tag of Numaflow's image in its pod, where the API server tells it.
+    pub numaflow_version: Option<String>,
+}
+
+/// How a watch of the API server stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeWatch {
+    /// What is watched, in the API's words.
+    pub resource: &'static str,
+    /// Whether everything was listed and is followed since.
+    pub synced: bool,
+    /// How often it failed, by reason; every reason is there.
+    pub errors: Vec<(&'static str, u64)>,
 }
 
 /// One BPF program of the tap and whether it is attached.
@@ -290,6 +303,8 @@ pub struct Snapshot {
     pub answers: bool,
     /// How full the tap's maps are.
     pub maps: Vec<MapFill>,
+    /// The watches of the API server, where replicas are discovered with it.
+    pub kube: Vec<KubeWatch>,
     /// What an operator should know, in sentences.
     pub warnings: Vec<String>,
 }

@@ -19,12 +19,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::calls::Calls;
 use crate::discovery::identity::{self, Class};
-use crate::discovery::proc;
+use crate::discovery::kube::{Kube, Resource};
+use crate::discovery::merge::{self, Claim, Merged, Told, Watch};
+use crate::discovery::{cgroup, proc};
 use crate::enforce::Enforcement;
 use crate::engine::{Engine, ModeChanged, ModeRefused};
 use crate::inventory::{Answered, Inventory};
-use crate::model::{Identity, Mode, Snapshot};
-use crate::policy::{ModeChange, Policy, Ruling, unenforceable};
+use crate::model::{Identity, Mode, Snapshot, Verdict};
+use crate::policy::{ModeChange, Policy, Ruling, Say, unenforceable};
 use crate::tap::Tap;
 use crate::tap::events::Events;
 use crate::watch::{Call, Event, Hub, Subscription};
@@ -54,6 +56,9 @@ const CALLS: Duration = Duration::from_millis(50);
 const AT_ONCE: usize = 1024;
 /// Warnings that are kept.
 const WARNINGS: usize = 20;
+/// How long the first look waits for the API server. Until then what an agent before this one has pinned goes on, and what begins is a
+/// candidate.
+const FIRST_LIST: Duration = Duration::from_secs(5);
 
 /// The observing part of the agent.
 pub struct Observer {
@@ -72,6 +77,14 @@ struct State {
     /// Processes that run one program after another, and whose they were.
     moving: BTreeMap<u32, Identity>,
     warnings: VecDeque<String>,
+    /// What the API server knows, where it is asked.
+    kube: Option<Arc<Kube>>,
+    /// What the node says of processes that may be replicas', where the API server is asked.
+    claims: BTreeMap<u32, Claimed>,
+    /// Processes that an agent before this one enforced, until the API server has told whose they are.
+    enforced_before: BTreeSet<u32>,
+    /// Why this node can't enforce what annotations ask for.
+    cant_enforce: Option<String>,
     /// Calls of processes that were gone before anybody knew whose they were.
     orphaned: u64,
     events_lost: u64,
@@ -81,13 +94,21 @@ struct State {
     calls: Calls,
 }
 
+/// What the node says of a process, and what came of it.
+struct Claimed {
+    claim: Claim,
+    warnings: Vec<String>,
+}
+
 impl Observer {
-    /// An observer of what `tap` sees. Where `policy` enforces anything, `enforcement` has been set up.
+    /// An observer of what `tap` sees. Where `policy` enforces anything, `enforcement` has been set up. Whose processes are is told by their
+    /// environment, and by `kube` where there is one.
     pub fn new(
         tap: Tap,
         methods: Vec<String>,
         policy: Policy,
         enforcement: Enforcement,
+        kube: Option<Arc<Kube>>,
     ) -> Arc<Self> {
         let inventory = Inventory::new(methods.len());
         Arc::new(Self {
@@ -101,6 +122,10 @@ impl Observer {
                 ending: BTreeMap::new(),
                 moving: BTreeMap::new(),
                 warnings: VecDeque::new(),
+                kube,
+                claims: BTreeMap::new(),
+                enforced_before: BTreeSet::new(),
+                cant_enforce: None,
                 orphaned: 0,
                 events_lost: 0,
                 looked: Instant::now(),
@@ -110,6 +135,13 @@ impl Observer {
             }),
             hub: Hub::new(),
         })
+    }
+
+    /// What an operator should know from the beginning, if anything.
+    pub fn warn(&self, warning: Option<String>) {
+        if let Some(warning) = warning {
+            self.state().warn(warning);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,6 +154,11 @@ impl Observer {
     pub async fn run(self: Arc<Self>) -> std::io::Result<()> {
         let events = self.state().tap.events.take();
         let mut events = events.map(Events::new).transpose()?;
+        let kube = self.state().kube.clone();
+        if let Some(kube) = &kube {
+            // If it takes longer, the agent goes on without.
+            let _ = tokio::time::timeout(FIRST_LIST, kube.known()).await;
+        }
         {
             let mut state = self.state();
             if state.enforcement.adopted() {
@@ -154,6 +191,7 @@ impl Observer {
                     result?;
                     self.state().join();
                 }
+                () = changed(kube.as_deref()) => self.state().learned(),
                 () = until(due) => self.state().join(),
                 _ = farewell.tick(), if ending => self.state().farewell(),
                 _ = calls.tick(), if watched => self.hand_on(logged).await,
@@ -184,6 +222,14 @@ impl Observer {
     }
 }
 
+/// Until the API server tells something new; for ever, if it isn't asked.
+async fn changed(kube: Option<&Kube>) {
+    match kube {
+        Some(kube) => kube.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Until then; for ever, if there is no such moment.
 async fn until(due: Option<Instant>) {
     match due {
@@ -203,17 +249,29 @@ async fn next(events: &mut Option<Events>, event: impl FnMut(ProcEvent)) -> std:
 /// What a look at a process's environment said.
 enum Seen {
     /// It is a replica's, and to be watched.
-    Replica(Identity, Ruling),
+    Replica(Replica),
     /// It is of no interest.
     Other,
     /// It is gone.
     Gone,
 }
 
+/// Whose a process is, and what follows from it.
+struct Replica {
+    identity: Identity,
+    ruling: Ruling,
+    say: Say,
+    numaflow_version: Option<String>,
+}
+
 impl State {
     fn event(&mut self, event: ProcEvent) {
         match event.kind {
-            event::EXEC | event::FORK => self.born(event),
+            event::EXEC | event::FORK => {
+                // Whoever runs another program isn't the one that was enforced.
+                self.enforced_before.remove(&event.tgid);
+                self.born(event);
+            }
             event::EXIT => {
                 if proc::runs(event.tgid) {
                     self.ending.insert(event.tgid, FAREWELLS);
@@ -240,6 +298,9 @@ impl State {
                 let _ = self.tap.targets.remove(&tgid);
                 self.rest(target.slot);
                 continue;
+            }
+            if target.verdict == verdict::REJECTED {
+                self.enforced_before.insert(tgid);
             }
             self.born(ProcEvent {
                 kind: event::EXEC,
@@ -307,12 +368,12 @@ impl State {
             }
         };
         match self.see(pid) {
-            Seen::Replica(identity, ruling) => {
+            Seen::Replica(replica) => {
                 let target = Target {
-                    verdict: ruling.in_kernel(),
+                    verdict: replica.ruling.in_kernel(),
                     ..current
                 };
-                self.watch(pid, identity, ruling, target, 0)
+                self.watch(pid, replica, target, 0)
             }
             Seen::Other => {
                 let _ = self.tap.targets.remove(&pid);
@@ -349,7 +410,11 @@ impl State {
         let Ok(environ) = proc::environ(pid) else {
             return Seen::Gone;
         };
-        match identity::classify(&environ) {
+        let class = identity::classify(&environ);
+        if let Some(kube) = self.kube.clone() {
+            return self.see_with(&kube, pid, class);
+        }
+        match class {
             Class::Source(source) => {
                 for warning in source.warnings {
                     self.warn(format!(
@@ -357,8 +422,12 @@ impl State {
                         source.identity.pod
                     ));
                 }
-                let ruling = self.policy.ruling(&source.identity);
-                Seen::Replica(source.identity, ruling)
+                Seen::Replica(Replica {
+                    ruling: self.policy.ruling(&source.identity),
+                    identity: source.identity,
+                    say: Say::default(),
+                    numaflow_version: None,
+                })
             }
             Class::Unidentified(why) => {
                 self.warn(format!(
@@ -370,15 +439,175 @@ impl State {
         }
     }
 
+    /// The same, where the API server is asked too.
+    fn see_with(&mut self, kube: &Kube, pid: u32, class: Class) -> Seen {
+        self.claims.remove(&pid);
+        if matches!(class, Class::NotNumaflow | Class::NotClient) {
+            return Seen::Other;
+        }
+        let Ok(cgroups) = proc::cgroups(pid) else {
+            return Seen::Gone;
+        };
+        let claim = Claim {
+            class,
+            pod: cgroup::pod_uid(&cgroups),
+            told: None,
+        };
+        let warnings = Vec::new();
+        self.claims.insert(pid, Claimed { claim, warnings });
+        match self.merged(kube, pid) {
+            Some(watch) => Seen::Replica(self.replica(pid, watch)),
+            None => Seen::Other,
+        }
+    }
+
+    /// How a process is to be watched by what is known now, if it is. What an operator should know of it is kept, and told if it is new.
+    fn merged(&mut self, kube: &Kube, pid: u32) -> Option<Watch> {
+        let claimed = self.claims.get_mut(&pid)?;
+        let Merged { watch, warnings } = merge::merge(pid, &claimed.claim, &kube.knowledge());
+        for warning in warnings.iter().filter(|w| !claimed.warnings.contains(w)) {
+            tracing::warn!("{}", warning.escape_debug());
+        }
+        claimed.warnings = warnings;
+        if let Some(watch) = watch.as_ref().filter(|watch| watch.told) {
+            claimed.claim.told = Some(Told {
+                identity: watch.identity.clone(),
+                numaflow_version: watch.numaflow_version.clone(),
+            });
+        }
+        watch
+    }
+
+    /// What follows from how a process is to be watched.
+    fn replica(&mut self, pid: u32, watch: Watch) -> Replica {
+        let Watch {
+            identity,
+            mut say,
+            numaflow_version,
+            early,
+            told: _,
+        } = watch;
+        // An agent that begins while the API server is away takes nothing back that one before it knew.
+        if early && self.enforced_before.contains(&pid) {
+            say.held = false;
+        }
+        Replica {
+            ruling: self.ruling(&identity, say),
+            identity,
+            say,
+            numaflow_version,
+        }
+    }
+
+    /// What the policy says, as far as this node can do it.
+    fn ruling(&mut self, identity: &Identity, say: Say) -> Ruling {
+        let ruling = self.policy.ruling_of(identity, say);
+        if ruling.verdict != Some(Verdict::Rejected) || self.can_enforce() {
+            return ruling;
+        }
+        self.policy.ruling_of(identity, Say { held: true, ..say })
+    }
+
+    /// Sets enforcement up where something is to be rejected and it isn't yet: an annotation asks for it when it likes. What fails isn't tried
+    /// again before somebody asks for it by `pendguard mode`.
+    fn can_enforce(&mut self) -> bool {
+        if self.enforcement.active() {
+            return true;
+        }
+        if self.cant_enforce.is_some() {
+            return false;
+        }
+        let change = ModeChange {
+            mode: Mode::Enforce,
+            selector: Default::default(),
+        };
+        let refused = refusal(&change, &self.enforcement.tried(), &self.methods).or_else(|| {
+            let result = self.enforcement.enforce(&mut self.tap);
+            let refused = |e| ModeRefused::NoEnforcer(crate::errors::chain(&e));
+            result.err().map(refused)
+        });
+        if let Some(refused) = &refused {
+            tracing::warn!("an annotation asks for enforcement: {refused}");
+        }
+        self.cant_enforce = refused.map(|refused| refused.to_string());
+        self.cant_enforce.is_none()
+    }
+
+    /// The API server has told something: everything is put together anew.
+    fn learned(&mut self) {
+        let Some(kube) = self.kube.clone() else {
+            return;
+        };
+        let known = {
+            let knowledge = kube.knowledge();
+            knowledge.is_known(Resource::Pods) && knowledge.is_known(Resource::Namespaces)
+        };
+        if known {
+            self.enforced_before.clear();
+        }
+        let mut missing = false;
+        let pids: Vec<u32> = self.claims.keys().copied().collect();
+        for pid in pids {
+            let watch = self.merged(&kube, pid);
+            match (watch, self.inventory.slot(pid).is_some()) {
+                (Some(watch), true) => self.relearn(pid, watch),
+                (None, true) => self.unwatch(pid),
+                // One that could not be told before.
+                (Some(_), false) => missing = true,
+                (None, false) => {}
+            }
+        }
+        for failed in self.rule() {
+            self.warn(failed);
+        }
+        self.join();
+        if missing {
+            self.look();
+        }
+    }
+
+    /// A watched process is another replica's than was thought, or something else is said of it.
+    fn relearn(&mut self, pid: u32, watch: Watch) {
+        let replica = self.replica(pid, watch);
+        if self.inventory.identity(pid) != Some(&replica.identity) {
+            let before = self.inventory.identity(pid).cloned();
+            let (left, arrived) =
+                self.inventory
+                    .rename(pid, &replica.identity, SystemTime::now());
+            if let Some(before) = before.filter(|_| left) {
+                log("replica was another's", &before, Some(pid));
+            }
+            if arrived {
+                log("replica watched", &replica.identity, Some(pid));
+            }
+        }
+        self.inventory
+            .note(pid, replica.say, replica.numaflow_version);
+    }
+
+    /// A watched process turns out to be none that is to be watched. It may turn out otherwise.
+    fn unwatch(&mut self, pid: u32) {
+        let claimed = self.claims.remove(&pid);
+        self.ended(pid);
+        if let Some(claimed) = claimed {
+            self.claims.insert(pid, claimed);
+        }
+    }
+
     /// Makes a process a target. Returns its replica if this is the first process of it.
     fn watch(
         &mut self,
         pid: u32,
-        identity: Identity,
-        ruling: Ruling,
+        replica: Replica,
         target: Target,
         flags: u64,
     ) -> Option<Identity> {
+        let Replica {
+            identity,
+            ruling,
+            say,
+            numaflow_version,
+        } = replica;
         let slot = target.slot;
         if let Err(e) = self.tap.targets.insert(pid, target, flags) {
             // It ran another program meanwhile: the kernel made it a candidate, and its event is on the way.
@@ -393,12 +622,15 @@ impl State {
         }
         let now = SystemTime::now();
         let arrived = self.inventory.add(pid, identity.clone(), slot, ruling, now);
+        self.inventory.note(pid, say, numaflow_version);
         self.enforcement.rule(pid, target.verdict);
         self.join();
         arrived.then_some(identity)
     }
 
     fn ended(&mut self, pid: u32) {
+        self.claims.remove(&pid);
+        self.enforced_before.remove(&pid);
         if let Some(identity) = self.moving.remove(&pid) {
             log("replica gone", &identity, None);
         }
@@ -486,6 +718,9 @@ impl State {
             self.forget_connections(pid);
             self.tap.answers.forget(pid, None, since_boot());
         }
+        // Of processes that aren't watched nobody tells the end either.
+        self.claims
+            .retain(|pid, _| self.inventory.slot(*pid).is_some() || proc::runs(*pid));
     }
 
     /// A process is gone, and with it its connections.
@@ -627,8 +862,12 @@ impl State {
         let known: Vec<u32> = self.inventory.pids().collect();
         for pid in known {
             // Where an event was lost, the same pid may run another program, or be another's.
-            let same = match proc::environ(pid).map(|environ| identity::classify(&environ)) {
-                Ok(Class::Source(source)) => self.inventory.identity(pid) == Some(&source.identity),
+            let class = proc::environ(pid).map(|environ| identity::classify(&environ));
+            let same = match (class, self.claims.get(&pid)) {
+                (Ok(class), Some(claimed)) => claimed.claim.class == class,
+                (Ok(Class::Source(source)), None) => {
+                    self.inventory.identity(pid) == Some(&source.identity)
+                }
                 _ => false,
             };
             if !same || !proc::runs(pid) {
@@ -655,7 +894,7 @@ impl State {
             if self.inventory.slot(pid).is_some() || self.tap.targets.get(&pid, 0).is_ok() {
                 continue;
             }
-            let Seen::Replica(identity, ruling) = self.see(pid) else {
+            let Seen::Replica(replica) = self.see(pid) else {
                 continue;
             };
             let slot = match self.tap.free_slots.pop(0) {
@@ -663,7 +902,7 @@ impl State {
                 Err(_) => {
                     self.warn(format!(
                         "process {pid} of {} has no counters: all slots are taken",
-                        identity.pod
+                        replica.identity.pod
                     ));
                     0
                 }
@@ -673,9 +912,9 @@ impl State {
                 generation: now,
                 epoch: now,
                 slot,
-                verdict: ruling.in_kernel(),
+                verdict: replica.ruling.in_kernel(),
             };
-            if let Some(identity) = self.watch(pid, identity, ruling, target, NEW_ONLY) {
+            if let Some(identity) = self.watch(pid, replica, target, NEW_ONLY) {
                 log("replica watched", &identity, Some(pid));
             }
             found += 1;
@@ -685,6 +924,15 @@ impl State {
 
     /// Puts into the kernel what the policy says now. Returns what could not be put there, in sentences.
     fn rule(&mut self) -> Vec<String> {
+        let to_be_rejected = |pid: u32| {
+            let (identity, say) = (self.inventory.identity(pid)?, self.inventory.say(pid)?);
+            self.policy.ruling_of(identity, say).verdict
+        };
+        let asked = self
+            .inventory
+            .pids()
+            .any(|pid| to_be_rejected(pid) == Some(Verdict::Rejected));
+        let able = !asked || self.can_enforce();
         let Self {
             tap,
             inventory,
@@ -692,7 +940,10 @@ impl State {
             enforcement,
             ..
         } = self;
-        inventory.rule(|identity| policy.ruling(identity));
+        inventory.rule(|identity, say| {
+            let held = say.held || !able;
+            policy.ruling_of(identity, Say { held, ..say })
+        });
         let mut failed = Vec::new();
         for pid in inventory.pids() {
             let Some(ruling) = inventory.ruling(pid) else {
@@ -719,6 +970,28 @@ impl State {
             }
         }
         failed
+    }
+
+    /// What an operator should know now of the API server and of what it and the node disagree on.
+    fn kube_warnings(&self) -> Vec<String> {
+        let Some(kube) = &self.kube else {
+            return Vec::new();
+        };
+        let mut warnings = kube.warnings();
+        if let Some(why) = &self.cant_enforce {
+            warnings.push(format!(
+                "an annotation asks for enforcement, and {why}; what is annotated so is audited"
+            ));
+        }
+        // Processes of one pod, and pods of one namespace, may have the same.
+        let of_processes = self.claims.values().flat_map(|claimed| &claimed.warnings);
+        let mut of_processes: BTreeSet<&String> = of_processes.collect();
+        let more = of_processes.len().saturating_sub(WARNINGS);
+        warnings.extend(std::iter::from_fn(|| of_processes.pop_first().cloned()).take(WARNINGS));
+        if more > 0 {
+            warnings.push(format!("and {more} warnings more like these: the log has them"));
+        }
+        warnings
     }
 
     fn warn(&mut self, warning: String) {
@@ -829,6 +1102,7 @@ impl Engine for Observer {
         let enforcer = state.enforcement.kind();
         let mut warnings: Vec<String> = state.warnings.iter().cloned().collect();
         warnings.extend(state.enforcement.warnings());
+        warnings.extend(state.kube_warnings());
         Snapshot {
             mode: state.policy.node_mode(),
             overrides: state.policy.overrides(),
@@ -846,6 +1120,7 @@ impl Engine for Observer {
             events_lost: totals.events_lost + totals.calls_lost + state.orphaned + nobodys + missed,
             answers: state.tap.answers.on(),
             maps: state.tap.fill_levels(),
+            kube: state.kube.as_ref().map_or_else(Vec::new, |k| k.watches()),
             warnings,
         }
     }
@@ -875,6 +1150,7 @@ impl Engine for Observer {
             enforcement
                 .enforce(tap)
                 .map_err(|e| ModeRefused::NoEnforcer(crate::errors::chain(&e)))?;
+            state.cant_enforce = None;
         }
         state.policy.change(change.clone())?;
         let failed = state.rule();

@@ -1,7 +1,8 @@
 //! Which mode applies to a replica, and what its watched calls count as.
 //!
-//! Three things have a say, each winning over those before it: the node's default, the rules of the configuration file,
-//! and what was set at run time. Within the last two, what comes later wins.
+//! Four things have a say, each winning over those before it: the node's default, the rules of the configuration file, the annotation
+//! of a namespace or a pod (the pod's wins), and what was set at run time. Within rules and settings, what comes later wins.
+//! Whoever isn't known well enough is audited at most ([`Say::held`]), whatever they say.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -160,6 +161,15 @@ pub struct ModeChange {
 )]
 pub struct TooManyOverrides;
 
+/// What discovery says of a replica, besides who it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Say {
+    /// The mode that its pod or its namespace is annotated with.
+    pub annotation: Option<Mode>,
+    /// Whether it must not be enforced: who it is isn't certain, or what it wants isn't understood.
+    pub held: bool,
+}
+
 /// What the policy says of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ruling {
@@ -256,8 +266,21 @@ impl Policy {
         self.rules.iter().rev().find(|rule| rule.matches(identity))
     }
 
-    /// The mode of a replica: of what was set at run time, then of the rules, the last that matches; else the default.
+    /// The mode of a replica of which discovery has nothing more to say.
     pub fn mode(&self, identity: &Identity) -> Mode {
+        self.mode_of(identity, Say::default())
+    }
+
+    /// The mode of a replica: of what was set at run time, the last that matches; else its annotation; else of the rules, the
+    /// last that matches; else the default. One that is held is audited where it would be enforced.
+    fn mode_of(&self, identity: &Identity, say: Say) -> Mode {
+        match self.said(identity, say) {
+            Mode::Enforce if say.held => Mode::Audit,
+            mode => mode,
+        }
+    }
+
+    fn said(&self, identity: &Identity, say: Say) -> Mode {
         let changed = self
             .changes
             .iter()
@@ -265,7 +288,10 @@ impl Policy {
             .find(|change| change.selector.matches(identity));
         match changed {
             Some(change) => change.mode,
-            None => self.rule(identity).map_or(self.default, |rule| rule.mode),
+            None => say
+                .annotation
+                .or_else(|| self.rule(identity).map(|rule| rule.mode))
+                .unwrap_or(self.default),
         }
     }
 
@@ -277,14 +303,19 @@ impl Policy {
         }
     }
 
-    /// All that is said of a replica.
+    /// All that is said of a replica of which discovery has nothing more to say.
     pub fn ruling(&self, identity: &Identity) -> Ruling {
+        self.ruling_of(identity, Say::default())
+    }
+
+    /// All that is said of a replica.
+    pub fn ruling_of(&self, identity: &Identity, say: Say) -> Ruling {
         let admitted = match identity.replica {
             Replica::Number(number) => self.allowed.contains(&number),
             // Never reject what was not understood.
             Replica::Unknown => true,
         };
-        let mode = self.mode(identity);
+        let mode = self.mode_of(identity, say);
         Ruling {
             mode,
             verdict: match mode {
@@ -516,7 +547,56 @@ mod tests {
         prop::collection::vec(one, 0..12)
     }
 
+    fn says() -> impl Strategy<Value = Say> {
+        let annotation = prop::option::of(prop::sample::select(&MODES));
+        (annotation, any::<bool>()).prop_map(|(annotation, held)| Say { annotation, held })
+    }
+
+    #[test]
+    fn an_annotation_wins_over_rules_and_run_time_over_both() {
+        let mut policy = Policy {
+            rules: vec![rule("*", "*", Mode::Audit)],
+            ..Policy::new(Mode::Off)
+        };
+        let who = identity("a", "w", Replica::Number(1));
+        let say = |annotation| Say {
+            annotation,
+            held: false,
+        };
+        for mode in MODES {
+            assert_eq!(policy.ruling_of(&who, say(Some(mode))).mode, mode);
+        }
+        assert_eq!(policy.ruling_of(&who, say(None)).mode, Mode::Audit);
+        policy.change(change(Mode::Off, None, None)).unwrap();
+        let ruling = policy.ruling_of(&who, say(Some(Mode::Enforce)));
+        assert_eq!((ruling.mode, ruling.verdict), (Mode::Off, None));
+    }
+
     proptest! {
+        /// Whatever anybody says: who is held is never rejected, and otherwise nothing changes for it.
+        #[test]
+        fn who_is_held_is_never_rejected(
+            default in prop::sample::select(&MODES),
+            changes in changes(),
+            say in says(),
+            number in 0..3_u32,
+        ) {
+            let mut policy = Policy::new(default);
+            for change in changes {
+                policy.change(change).unwrap();
+            }
+            for namespace in NAMESPACES {
+                let who = identity(namespace, "w", Replica::Number(number));
+                let held = policy.ruling_of(&who, Say { held: true, ..say });
+                let free = policy.ruling_of(&who, Say { held: false, ..say });
+                prop_assert_ne!(held.verdict, Some(Verdict::Rejected));
+                match free.mode {
+                    Mode::Enforce => prop_assert_eq!(held.mode, Mode::Audit),
+                    _ => prop_assert_eq!(held, free),
+                }
+            }
+        }
+
         /// Whatever was set, in whatever order: the last change that means a replica has the say; where there is none,
         /// the last rule; where there is none, the default.
         #[test]

@@ -8,19 +8,22 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::server::ServeError;
 use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
+use crate::discovery::kube::Kube;
+use crate::discovery::kube::reflect::Timing;
 use crate::enforce::{Enforcement, Plan};
 use crate::engine::{self, Engine, Handle};
 use crate::export::Source;
 use crate::export::http::{self, ListenError};
 use crate::export::otlp::{self, Exporter};
 use crate::observer::Observer;
-use crate::settings::Settings;
+use crate::settings::{Discovery, Settings};
 use crate::tap::{Sights, Tap};
 
 /// How long answers that are under way may take once the agent was told to stop.
@@ -58,7 +61,11 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             .await
             .context("the tap's thread")??;
         let methods = settings.methods.clone();
-        let observer = Observer::new(tap, methods, settings.policy.clone(), enforcement);
+        let policy = settings.policy.clone();
+        let discovered = Discovered::begin(&settings.discovery);
+        let kube = discovered.kube.clone();
+        let observer = Observer::new(tap, methods, policy, enforcement, kube);
+        observer.warn(discovered.warning);
         let engine: Arc<dyn Engine> = Arc::clone(&observer) as _;
         let served = tokio::spawn(serve(engine, bound, settings.otlp.clone(), shutdown.wait()));
         // `/readyz` says when the observer has looked around.
@@ -70,6 +77,34 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     });
     runtime.shutdown_timeout(ABANDON);
     result
+}
+
+/// What discovery is at work with, as long as it lives.
+struct Discovered {
+    kube: Option<Arc<Kube>>,
+    warning: Option<String>,
+    _watches: JoinSet<()>,
+}
+
+impl Discovered {
+    fn begin(discovery: &Discovery) -> Self {
+        match discovery {
+            Discovery::Proc(warning) => Self {
+                kube: None,
+                warning: warning.clone(),
+                _watches: JoinSet::new(),
+            },
+            Discovery::Kube { access, node } => {
+                info!(node, "asking the API server about the pods of this node");
+                let kube = Kube::new();
+                Self {
+                    _watches: kube.follow(access, node, Timing::default()),
+                    kube: Some(kube),
+                    warning: None,
+                }
+            }
+        }
+    }
 }
 
 /// Why the agent doesn't start where it can't do what it was told: nobody who asks for enforcement gets less without noticing.
@@ -225,6 +260,7 @@ mod tests {
             policy: Policy::new(Mode::Audit),
             methods: vec![DEFAULT_METHOD.to_owned()],
             answers: true,
+            discovery: Discovery::Proc(None),
             tap: cli::Tap::Auto,
             enforcer: cli::Enforcer::Auto,
             pin_dir: directory.join("bpf"),

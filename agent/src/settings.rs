@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cli::{self, Discover, RunArgs};
 use crate::config::{self, ConfigError, File};
+use crate::discovery::kube::access::{self, Access};
 use crate::export::otlp::Target;
 use crate::model::{Answer, Mode};
 use crate::policy::{Policy, Rule, unenforceable};
@@ -25,6 +26,8 @@ pub struct Settings {
     pub methods: Vec<String>,
     /// Whether answers are followed.
     pub answers: bool,
+    /// Where replicas are discovered.
+    pub discovery: Discovery,
     /// How sends are to be observed.
     pub tap: cli::Tap,
     /// How calls are to be rejected.
@@ -41,6 +44,49 @@ pub struct Settings {
     pub otlp: Option<Target>,
     /// The configuration file that was read.
     pub config: Option<PathBuf>,
+}
+
+/// Where replicas are discovered.
+#[derive(Clone, Debug)]
+pub enum Discovery {
+    /// In `/proc`. Perhaps something kept the agent from more, which is worth a warning.
+    Proc(Option<String>),
+    /// There, and by what the API server says.
+    Kube {
+        /// How it is reached.
+        access: Access,
+        /// The node's name.
+        node: String,
+    },
+}
+
+impl Discovery {
+    /// As it is written.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Proc(_) => "proc",
+            Self::Kube { .. } => "kube",
+        }
+    }
+}
+
+/// What is found where the agent runs.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Whether this is a container of a cluster, with a service account.
+    pub in_cluster: bool,
+    /// What `KUBECONFIG` names.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl Surroundings {
+    fn look() -> Self {
+        let kubeconfig = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty());
+        Self {
+            in_cluster: access::in_cluster(),
+            kubeconfig: kubeconfig.map(PathBuf::from),
+        }
+    }
 }
 
 /// Why the agent can't run with what it was told. Exit status 64.
@@ -66,9 +112,20 @@ pub enum SettingsError {
         /// The flag or the variable.
         place: String,
     },
-    /// A discovery that doesn't exist yet.
-    #[error("{place}: this version discovers replicas in /proc only")]
-    Discover {
+    /// Nobody has said which node this is.
+    #[error(
+        "{place}: the environment variable NODE_NAME (or --node-name) must say which node this is; in a pod it is the field \
+         spec.nodeName"
+    )]
+    NodeName {
+        /// The flag or the variable.
+        place: String,
+    },
+    /// No API server to ask.
+    #[error(
+        "{place}: this is no pod with a service account (KUBERNETES_SERVICE_HOST and its token), and KUBECONFIG names no file"
+    )]
+    NoCluster {
         /// The flag or the variable.
         place: String,
     },
@@ -81,10 +138,14 @@ impl Settings {
             Some(path) => config::read(path)?,
             None => File::default(),
         };
-        Self::merge(arguments, file)
+        Self::merge(arguments, file, Surroundings::look())
     }
 
-    fn merge(arguments: &RunArgs, file: File) -> Result<Self, SettingsError> {
+    fn merge(
+        arguments: &RunArgs,
+        file: File,
+        surroundings: Surroundings,
+    ) -> Result<Self, SettingsError> {
         let origins = arguments.origins;
         let answer = match arguments.answer {
             cli::Answer::Unimplemented => Answer::Unimplemented,
@@ -93,10 +154,7 @@ impl Settings {
                 return Err(SettingsError::Answer { place });
             }
         };
-        if arguments.discover == Discover::Kube {
-            let place = origins.discover.written("discover", "kube");
-            return Err(SettingsError::Discover { place });
-        }
+        let discovery = discovery(arguments, surroundings)?;
         let (mode, place) = match (arguments.mode, file.mode) {
             (Some(mode), _) => (mode, origins.mode.written("mode", mode.name())),
             (None, Some(mode)) => (mode.value, mode.place.to_string()),
@@ -136,6 +194,7 @@ impl Settings {
             policy,
             methods,
             answers: !arguments.no_answers,
+            discovery,
             tap: arguments.tap,
             enforcer: arguments.enforcer,
             pin_dir: arguments.pin_dir.clone(),
@@ -151,6 +210,40 @@ impl Settings {
     }
 }
 
+fn discovery(
+    arguments: &RunArgs,
+    surroundings: Surroundings,
+) -> Result<Discovery, SettingsError> {
+    let place = || arguments.origins.discover.written("discover", "kube");
+    let node = arguments.node_name.clone();
+    let access = match (surroundings.in_cluster, surroundings.kubeconfig) {
+        (true, _) => Some(Access::ServiceAccount),
+        (false, Some(path)) => Some(Access::Kubeconfig(path)),
+        (false, None) => None,
+    };
+    match arguments.discover {
+        Discover::Proc => Ok(Discovery::Proc(None)),
+        Discover::Kube => match (access, node) {
+            (None, _) => Err(SettingsError::NoCluster { place: place() }),
+            (_, None) => Err(SettingsError::NodeName { place: place() }),
+            (Some(access), Some(node)) => Ok(Discovery::Kube { access, node }),
+        },
+        Discover::Auto if !surroundings.in_cluster => Ok(Discovery::Proc(None)),
+        Discover::Auto => Ok(match node {
+            Some(node) => Discovery::Kube {
+                access: Access::ServiceAccount,
+                node,
+            },
+            // Such a pod has worked before there was anything else.
+            None => Discovery::Proc(Some(
+                "replicas are discovered in /proc alone: the environment variable NODE_NAME is not set (spec.nodeName), without \
+                 which the API server can't be asked about this node's pods"
+                    .to_owned(),
+            )),
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -161,12 +254,21 @@ mod tests {
     use crate::cli::{self, Command};
 
     fn resolve(flags: &[&str], file: &str) -> Result<Settings, SettingsError> {
+        resolve_in(flags, file, Surroundings::default())
+    }
+
+    fn resolve_in(
+        flags: &[&str],
+        file: &str,
+        surroundings: Surroundings,
+    ) -> Result<Settings, SettingsError> {
         let arguments = ["pendguard", "run"].iter().chain(flags);
         let cli = cli::parse(arguments.map(OsString::from).collect()).unwrap();
         let Command::Run(run) = cli.command else {
             panic!("run")
         };
-        Settings::merge(&run, config::parse(Path::new("p.toml"), file).unwrap())
+        let file = config::parse(Path::new("p.toml"), file).unwrap();
+        Settings::merge(&run, file, surroundings)
     }
 
     #[test]
@@ -294,14 +396,50 @@ mod tests {
 
     #[test]
     fn what_this_version_has_not_is_refused_by_name() {
-        for (flags, place) in [
-            (["--answer", "quiet"], "--answer quiet: "),
-            (["--discover", "kube"], "--discover kube: "),
-        ] {
-            let error = resolve(&flags, "").unwrap_err().to_string();
-            assert!(error.starts_with(place), "{error}");
-            assert!(error.contains("this version"), "{error}");
-        }
+        let error = resolve(&["--answer", "quiet"], "").unwrap_err().to_string();
+        assert!(error.starts_with("--answer quiet: "), "{error}");
+        assert!(error.contains("this version"), "{error}");
         assert!(resolve(&["--tap", "fentry", "--discover", "proc"], "").is_ok());
+    }
+
+    #[test]
+    fn where_replicas_are_discovered() {
+        let cluster = || Surroundings {
+            in_cluster: true,
+            kubeconfig: None,
+        };
+        let outside = || Surroundings {
+            in_cluster: false,
+            kubeconfig: Some("/k".into()),
+        };
+        let nowhere = Surroundings::default;
+        let node = &["--node-name", "node-1"][..];
+        let of = |flags: &[&str], node: &[&str], surroundings| {
+            resolve_in(&[flags, node].concat(), "", surroundings).map(|s| s.discovery)
+        };
+        const KUBE: &[&str] = &["--discover", "kube"];
+        const PROC: &[&str] = &["--discover", "proc"];
+        for (flags, node, surroundings, expected) in [
+            (&[][..], node, nowhere(), "proc"),
+            (&[], node, outside(), "proc"),
+            (&[], node, cluster(), "kube"),
+            (PROC, node, cluster(), "proc"),
+            (KUBE, node, cluster(), "kube"),
+            (KUBE, node, outside(), "kube"),
+        ] {
+            let discovery = of(flags, node, surroundings).unwrap();
+            assert_eq!(discovery.name(), expected, "{flags:?}");
+            assert!(!matches!(discovery, Discovery::Proc(Some(_))));
+        }
+        // An agent that has not been told its node goes on as it did, and says what is missing; one that was told to ask doesn't start.
+        match of(&[], &[], cluster()) {
+            Ok(Discovery::Proc(Some(why))) => assert!(why.contains("NODE_NAME"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let error = of(KUBE, &[], cluster()).unwrap_err().to_string();
+        assert!(error.starts_with("--discover kube: "), "{error}");
+        assert!(error.contains("NODE_NAME"), "{error}");
+        let error = of(KUBE, node, nowhere()).unwrap_err().to_string();
+        assert!(error.contains("KUBERNETES_SERVICE_HOST"), "{error}");
     }
 }

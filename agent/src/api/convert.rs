@@ -11,7 +11,7 @@ use crate::durations::Durations;
 use crate::engine::{ModeChanged, ModeRefused};
 use crate::export;
 use crate::model::{
-    Kind, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+    Kind, KubeWatch, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
 };
 use crate::policy::{ModeChange, Selector};
 use crate::version;
@@ -56,6 +56,21 @@ pub(super) fn status(
             .collect(),
         answers: snapshot.answers,
         maps: snapshot.maps.into_iter().map(map_fill).collect(),
+        kube: snapshot.kube.into_iter().map(kube_watch).collect(),
+    }
+}
+
+fn kube_watch(watch: KubeWatch) -> pb::KubeWatch {
+    let errors = watch.errors.into_iter();
+    pb::KubeWatch {
+        resource: watch.resource.to_owned(),
+        synced: watch.synced,
+        errors: errors
+            .map(|(reason, count)| pb::KubeWatchError {
+                reason: reason.to_owned(),
+                count,
+            })
+            .collect(),
     }
 }
 
@@ -173,6 +188,7 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             .map(|(&(method, code), of)| durations(methods, method, code, of))
             .collect(),
         pending: status.pending,
+        numaflow_version: status.numaflow_version.unwrap_or_default(),
     }
 }
 
@@ -278,6 +294,7 @@ mod tests {
             pod: None,
         };
         snapshot.overrides = vec![some];
+        snapshot.kube = fake::watches();
         let status = status(about, snapshot, Err("not yet".to_owned()));
         assert_eq!(status.version, version::VERSION);
         assert_eq!((status.pid, status.started.unwrap().seconds), (7, 5));
@@ -296,6 +313,15 @@ mod tests {
         assert_eq!(
             (&*status.enforcer, &*status.enforcer_reason),
             ("none", "not tried")
+        );
+        let [pods, namespaces] = &status.kube[..] else {
+            panic!("two")
+        };
+        assert_eq!((&*pods.resource, pods.synced), ("pods", true));
+        let error = &namespaces.errors[0];
+        assert_eq!(
+            (namespaces.synced, &*error.reason, error.count),
+            (false, "forbidden", 3)
         );
         let failure = &status.enforcement_failures[0];
         assert_eq!((&*failure.reason, failure.count), ("candidate", 6));
@@ -321,6 +347,7 @@ mod tests {
         let mut snapshot = fake::three();
         snapshot.replicas[1].gone = Some(SystemTime::UNIX_EPOCH);
         snapshot.replicas[1].latched = 3;
+        snapshot.replicas[1].numaflow_version = Some("v1".to_owned());
         snapshot.replicas[1].calls.insert((0, Verdict::Rejected), 5);
         let replicas = replicas(snapshot).replicas;
         assert_eq!(replicas[0].replica, Some(0));
@@ -338,5 +365,7 @@ mod tests {
             (pb::Verdict::Rejected, 5)
         );
         assert_eq!(replicas[1].connections.unwrap().latched, 3);
+        let versions = replicas.iter().map(|r| &*r.numaflow_version);
+        assert_eq!(versions.collect::<Vec<_>>(), ["", "v1", ""]);
     }
 }

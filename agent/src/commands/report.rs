@@ -50,12 +50,23 @@ pub struct Report {
     pub answers: bool,
     /// How full the tap's maps are.
     pub maps: Vec<MapFill>,
+    /// Watches of the API server by resource; none where replicas are discovered without it.
+    pub kube: BTreeMap<String, KubeWatch>,
     /// What an operator should know, in sentences.
     pub warnings: Vec<String>,
     /// What enforcement saves, or would, by workload.
     pub savings: Vec<Savings>,
     /// Replicas on this node, and those that left lately.
     pub replicas: Vec<Replica>,
+}
+
+/// A watch of the API server.
+#[derive(Debug, Serialize)]
+pub struct KubeWatch {
+    /// Whether everything was listed, and is followed since.
+    pub synced: bool,
+    /// How often it failed, by reason; all reasons are there.
+    pub errors: BTreeMap<String, u64>,
 }
 
 /// How full a map of the programs is.
@@ -182,6 +193,8 @@ pub struct Replica {
     pub durations: Vec<Durations>,
     /// The pending count that the source answered last; -1 if it said "unavailable", `null` before the first answer.
     pub pending: Option<i64>,
+    /// The tag of Numaflow's image in its pod; `null` where it is not known.
+    pub numaflow_version: Option<String>,
     /// When its first process was found and its last one ended, to reckon with.
     #[serde(skip)]
     pub lived: (Option<SystemTime>, Option<SystemTime>),
@@ -312,10 +325,18 @@ impl Report {
                 .map(|failure| (failure.reason, failure.count))
                 .collect(),
             events_lost: status.events_lost,
+            kube: status.kube.into_iter().map(kube_watch).collect(),
             warnings: status.warnings,
             replicas,
         }
     }
+}
+
+fn kube_watch(watch: pb::KubeWatch) -> (String, KubeWatch) {
+    let errors = watch.errors.into_iter();
+    let errors = errors.map(|error| (error.reason, error.count)).collect();
+    let synced = watch.synced;
+    (watch.resource, KubeWatch { synced, errors })
 }
 
 fn uptime(started: Option<prost_types::Timestamp>, now: SystemTime) -> Duration {
@@ -383,6 +404,7 @@ fn replica(replica: pb::Replica, readable: bool) -> Replica {
             .map(|of| durations(of, readable))
             .collect(),
         pending: replica.pending,
+        numaflow_version: Some(replica.numaflow_version).filter(|version| !version.is_empty()),
     }
 }
 

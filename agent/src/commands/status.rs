@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::CellAlignment;
 
-use super::report::{ADMITTED, MapFill, REJECTED, Replica, Report, WOULD_REJECT};
+use super::report::{ADMITTED, KubeWatch, MapFill, REJECTED, Replica, Report, WOULD_REJECT};
 use super::savings::Savings;
 use super::{block_on, clean, complain, duration, pending, print, table, took_or_dash, workload};
 use crate::api::client;
@@ -102,6 +102,7 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     if let Some(reason) = &report.enforcer_reason {
         writeln!(out, "no enforcer  {}", clean(reason))?;
     }
+    api_server(&report.kube, out)?;
     reasons(out, "unparsed     ", &report.unparsed)?;
     reasons(out, "not rejected ", &report.enforcement_failures)?;
     if !report.answers {
@@ -130,6 +131,18 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
         writeln!(out, "warning: {}", clean(warning))?;
     }
     Ok(())
+}
+
+/// What is followed of the API server, where it is asked.
+fn api_server(watches: &BTreeMap<String, KubeWatch>, out: &mut String) -> fmt::Result {
+    if watches.is_empty() {
+        return Ok(());
+    }
+    let told = watches.iter().map(|(resource, watch)| {
+        let not = if watch.synced { "" } else { "not " };
+        format!("{} {not}synced", clean(resource))
+    });
+    writeln!(out, "API server   {}", told.collect::<Vec<_>>().join(", "))
 }
 
 /// How often something happened by reason, if it did.
@@ -413,6 +426,23 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         assert_eq!(replica["connections"]["latched"], 1);
         assert_eq!(replica["calls"][1]["verdict"], "rejected");
         assert_eq!(replica["calls"][1]["count"], 77);
+    }
+
+    #[test]
+    fn the_api_server_is_shown_where_it_is_asked() {
+        let mut snapshot = fake::three();
+        assert!(!rendered(snapshot.clone()).contains("API server"));
+        snapshot.kube = fake::watches();
+        snapshot.replicas[1].numaflow_version = Some("v1.4.5".to_owned());
+        let text = rendered(snapshot.clone());
+        let line = "API server   namespaces not synced, pods synced\n";
+        assert!(text.contains(line), "{text}");
+        let json = serde_json::to_value(report(snapshot)).unwrap();
+        assert_eq!(json["kube"]["pods"]["synced"], true);
+        assert_eq!(json["kube"]["namespaces"]["errors"]["forbidden"], 3);
+        assert_eq!(json["replicas"][1]["numaflow_version"], "v1.4.5");
+        let unknown = &json["replicas"][0]["numaflow_version"];
+        assert_eq!(unknown, &serde_json::Value::Null);
     }
 
     #[test]

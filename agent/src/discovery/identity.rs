@@ -164,7 +164,7 @@ impl<'a> Environment<'a> {
 }
 
 /// Whether it is a DNS subdomain (RFC 1123), as Kubernetes asks of names.
-fn is_name(text: &str) -> bool {
+pub fn is_name(text: &str) -> bool {
     const LONGEST: usize = 253;
     let inner = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit() || octet == b'-';
     text.len() <= LONGEST
@@ -213,7 +213,7 @@ fn identify(environment: &Environment<'_>) -> Result<Option<Source>, Unidentifie
 }
 
 /// The number of the replica: decimal digits only. `u32::from_str` would also take a plus sign.
-fn replica(value: Option<&[u8]>) -> Replica {
+pub fn replica(value: Option<&[u8]>) -> Replica {
     value
         .filter(|value| value.iter().all(u8::is_ascii_digit))
         .and_then(|value| std::str::from_utf8(value).ok())

@@ -32,6 +32,19 @@ pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
     Ok(environ)
 }
 
+/// Octets of `/proc/<pid>/cgroup` at most: a line for each hierarchy, of which there are some twenty, with a path.
+const MAX_CGROUPS: u64 = 64 * 1024;
+
+/// The cgroups that a process is in, a line for each hierarchy.
+pub fn cgroups(pid: u32) -> io::Result<String> {
+    let mut cgroups = Vec::new();
+    std::fs::File::open(format!("/proc/{pid}/cgroup"))?
+        .take(MAX_CGROUPS)
+        .read_to_end(&mut cgroups)?;
+    // A cgroup may have any name; that of a pod is ASCII.
+    Ok(String::from_utf8_lossy(&cgroups).into_owned())
+}
+
 fn limited(path: &str) -> io::Result<Vec<u8>> {
     let mut environ = Vec::new();
     std::fs::File::open(path)?
@@ -78,6 +91,8 @@ mod tests {
         let me = std::process::id();
         assert!(pids().unwrap().contains(&me));
         assert!(runs(me));
+        let cgroups = cgroups(me).unwrap();
+        assert!(cgroups.lines().all(|line| line.splitn(3, ':').count() == 3));
     }
 
     #[test]
@@ -114,5 +129,6 @@ mod tests {
     fn no_such_process() {
         assert!(!runs(u32::MAX));
         assert!(environ(u32::MAX).is_err());
+        assert!(cgroups(u32::MAX).is_err());
     }
 }

@@ -226,6 +226,11 @@ impl Enforcement {
         self.kind()
     }
 
+    /// Whether it is set up.
+    pub fn active(&self) -> bool {
+        self.active.is_some()
+    }
+
     /// Whether a tap was taken over, with its processes and connections.
     pub fn adopted(&self) -> bool {
         self.adopted

@@ -155,6 +155,37 @@ pub(super) const OTLP_FAILURES: Family = Family {
     unit: "failures",
     labels: &[],
 };
+pub(super) const REPLICA_INFO: Family = Family {
+    name: "pendguard_replica_info",
+    kind: FamilyKind::Gauge,
+    help: "Which Numaflow each living replica's pod has, by the tag of its image; the value is always 1. It is there only with \
+           discovery kube.",
+    unit: "",
+    labels: &[
+        "namespace",
+        "kind",
+        "workload",
+        "vertex",
+        "pod",
+        "replica",
+        "numaflow_version",
+    ],
+};
+pub(super) const KUBE_SYNCED: Family = Family {
+    name: "pendguard_kube_synced",
+    kind: FamilyKind::Gauge,
+    help: "1 while the agent follows what the API server has of a resource, 0 while it goes on with what it knew. It is there only \
+           with discovery kube.",
+    unit: "",
+    labels: &["resource"],
+};
+pub(super) const KUBE_ERRORS: Family = Family {
+    name: "pendguard_kube_watch_errors_total",
+    kind: FamilyKind::Counter,
+    help: "Times that listing or watching a resource of the API server failed, by reason. It is there only with discovery kube.",
+    unit: "errors",
+    labels: &["resource", "reason"],
+};
 pub(super) const TAP_INFO: Family = Family {
     name: "pendguard_tap_info",
     kind: FamilyKind::Gauge,
@@ -201,12 +232,15 @@ pub const FAMILIES: &[Family] = &[
     REJECTIONS,
     FAILURES,
     REPLICAS,
+    REPLICA_INFO,
     CONNECTIONS,
     UNPARSED,
     EVENTS_LOST,
     MAP_ENTRIES,
     MAP_MAX_ENTRIES,
     OTLP_FAILURES,
+    KUBE_SYNCED,
+    KUBE_ERRORS,
     TAP_INFO,
     ENFORCER_INFO,
     BUILD_INFO,

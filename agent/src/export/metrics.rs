@@ -15,8 +15,8 @@ use prometheus::proto::{
 use super::accept::Format;
 use super::families::{
     BUILD_INFO, CALLS, CONNECTIONS, DURATION, ENFORCER_INFO, EVENTS_LOST, FAILURES, Family,
-    FamilyKind, MAP_ENTRIES, MAP_MAX_ENTRIES, OTLP_FAILURES, PENDING, PROGRAM_RUNS,
-    PROGRAM_SECONDS, REJECTIONS, REPLICAS, TAP_INFO, UNPARSED,
+    FamilyKind, KUBE_ERRORS, KUBE_SYNCED, MAP_ENTRIES, MAP_MAX_ENTRIES, OTLP_FAILURES, PENDING, PROGRAM_RUNS,
+    PROGRAM_SECONDS, REJECTIONS, REPLICA_INFO, REPLICAS, TAP_INFO, UNPARSED,
 };
 use super::sums::{self, Distribution};
 use super::{NONE, openmetrics};
@@ -52,12 +52,15 @@ pub fn families(snapshot: &Snapshot, otlp_failures: Option<u64>) -> Vec<MetricFa
         rejections(snapshot),
         failures(snapshot),
         replicas(snapshot),
+        versions(snapshot),
         connections(snapshot),
         unparsed(snapshot),
         Series::new(EVENTS_LOST).one(&[], snapshot.events_lost as f64),
         maps(snapshot, MAP_ENTRIES, |map| map.entries),
         maps(snapshot, MAP_MAX_ENTRIES, |map| map.max_entries),
         sent(otlp_failures),
+        kube_synced(snapshot),
+        kube_errors(snapshot),
         Series::new(TAP_INFO).one(&[snapshot.tap], 1.0),
         Series::new(ENFORCER_INFO).one(&[snapshot.enforcer.unwrap_or(NONE)], 1.0),
         Series::new(BUILD_INFO).one(&[version::VERSION, version::REVISION, version::RUSTC], 1.0),
@@ -156,6 +159,45 @@ fn replicas(snapshot: &Snapshot) -> Series {
     let mut series = Series::new(REPLICAS);
     for ((namespace, mode), count) in counts {
         series.add(&[namespace, mode], count as f64);
+    }
+    series
+}
+
+fn versions(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(REPLICA_INFO);
+    for replica in snapshot.replicas.iter().filter(|r| r.gone.is_none()) {
+        let Some(version) = &replica.numaflow_version else {
+            continue;
+        };
+        let identity = &replica.identity;
+        let labels = [
+            &identity.namespace,
+            identity.kind.name(),
+            &identity.workload,
+            &identity.vertex,
+            &identity.pod,
+            &identity.replica.to_string(),
+            version,
+        ];
+        series.add(&labels, 1.0);
+    }
+    series
+}
+
+fn kube_synced(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(KUBE_SYNCED);
+    for watch in &snapshot.kube {
+        series.add(&[watch.resource], f64::from(u8::from(watch.synced)));
+    }
+    series
+}
+
+fn kube_errors(snapshot: &Snapshot) -> Series {
+    let mut series = Series::new(KUBE_ERRORS);
+    for watch in &snapshot.kube {
+        for (reason, count) in &watch.errors {
+            series.add(&[watch.resource, reason], *count as f64);
+        }
     }
     series
 }
@@ -515,6 +557,8 @@ pub(super) mod tests {
         snapshot.replicas[0].durations = [((0, Code::Ok), took(&[3]))].into();
         snapshot.replicas[0].pending = Some(5);
         snapshot.replicas[1].calls.insert(rejected, 1);
+        snapshot.replicas[1].numaflow_version = Some("v1.4.5".to_owned());
+        snapshot.kube = fake::watches();
         snapshot
     }
 
@@ -550,6 +594,31 @@ pub(super) mod tests {
         assert_eq!(series("count"), Some(4.0));
         assert_eq!(series("sum"), Some(0.051));
         assert!(text.contains("# TYPE pendguard_call_duration_seconds histogram\n"));
+    }
+
+    #[test]
+    fn what_the_api_server_tells() {
+        let mut snapshot = full();
+        let text = text(&snapshot);
+        for (series, expected) in [
+            (
+                r#"pendguard_replica_info{namespace="payments",kind="MonoVertex",workload="orders",vertex="",pod="orders-mv-1-abcde",replica="1",numaflow_version="v1.4.5"}"#,
+                1.0,
+            ),
+            (r#"pendguard_kube_synced{resource="pods"}"#, 1.0),
+            (r#"pendguard_kube_synced{resource="namespaces"}"#, 0.0),
+            (
+                r#"pendguard_kube_watch_errors_total{resource="namespaces",reason="forbidden"}"#,
+                3.0,
+            ),
+        ] {
+            assert_eq!(value(&text, series), Some(expected), "{series}");
+        }
+        // Of a pod that has gone nobody asks which version it had.
+        snapshot.replicas[1].gone = Some(std::time::SystemTime::UNIX_EPOCH);
+        snapshot.kube.clear();
+        let text = self::text(&snapshot);
+        assert!(!text.contains("replica_info") && !text.contains("kube"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use agent_common::abi::{Failure, Reason};
 
 use super::families::{FAMILIES, Family};
 use super::otlp;
+use crate::discovery::kube;
 use crate::model::Verdict;
 
 const HEAD: &str = "\
@@ -53,6 +54,8 @@ const LABELS: &[(&str, &str)] = &[
     ),
     ("mode", "`off`, `audit` or `enforce`"),
     ("state", "`synced`, `unsynced`, `latched` or `gated`"),
+    ("numaflow_version", "tag of the image of Numaflow's container"),
+    ("resource", "`pods` (Numaflow's, of this node) or `namespaces`"),
     ("map", "name of a BPF map"),
     ("program", "name of a BPF program"),
     ("version", "version of the agent"),
@@ -147,6 +150,12 @@ fn reference() -> String {
         "reason",
         "pendguard_enforcement_failures_total",
         Failure::ALL.map(|f| (f.name(), f.help().to_owned())),
+    );
+    section(
+        &mut out,
+        "reason",
+        "pendguard_kube_watch_errors_total",
+        kube::failure::Reason::ALL.map(|r| (r.name(), r.help().to_owned())),
     );
     out
 }
