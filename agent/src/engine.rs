@@ -150,8 +150,8 @@ pub(crate) mod fake {
 
     use super::{Engine, ModeChanged, ModeRefused};
     use crate::model::{
-        Answer, Identity, Kind, KubeWatch, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus, Snapshot,
-        Verdict,
+        Answer, Identity, Kind, KubeWatch, MapFill, Mode, ProgramStatus, Replica, ReplicaStatus,
+        Snapshot, Verdict,
     };
     use crate::policy::{ModeChange, Policy};
     use crate::watch::{Call, Hub, Subscription};

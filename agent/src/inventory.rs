@@ -718,7 +718,10 @@ mod tests {
         inventory.note(11, held, Some("v1.4.5".to_owned()));
         let shown = |inventory: &Inventory| inventory.replicas(|_| Slot::ZERO).remove(0);
         assert_eq!(shown(&inventory).mode, Mode::Enforce);
-        assert_eq!(shown(&inventory).numaflow_version.as_deref(), Some("v1.4.5"));
+        assert_eq!(
+            shown(&inventory).numaflow_version.as_deref(),
+            Some("v1.4.5")
+        );
         inventory.rule(|_, say| if say.held { USELESS } else { ENFORCED });
         assert_eq!(inventory.ruling(10), Some(ENFORCED));
         assert_eq!(inventory.ruling(11), Some(USELESS));

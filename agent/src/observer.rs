@@ -571,9 +571,9 @@ impl State {
         let replica = self.replica(pid, watch);
         if self.inventory.identity(pid) != Some(&replica.identity) {
             let before = self.inventory.identity(pid).cloned();
-            let (left, arrived) =
-                self.inventory
-                    .rename(pid, &replica.identity, SystemTime::now());
+            let (left, arrived) = self
+                .inventory
+                .rename(pid, &replica.identity, SystemTime::now());
             if let Some(before) = before.filter(|_| left) {
                 log("replica was another's", &before, Some(pid));
             }
@@ -989,7 +989,9 @@ impl State {
         let more = of_processes.len().saturating_sub(WARNINGS);
         warnings.extend(std::iter::from_fn(|| of_processes.pop_first().cloned()).take(WARNINGS));
         if more > 0 {
-            warnings.push(format!("and {more} warnings more like these: the log has them"));
+            warnings.push(format!(
+                "and {more} warnings more like these: the log has them"
+            ));
         }
         warnings
     }

@@ -210,10 +210,7 @@ impl Settings {
     }
 }
 
-fn discovery(
-    arguments: &RunArgs,
-    surroundings: Surroundings,
-) -> Result<Discovery, SettingsError> {
+fn discovery(arguments: &RunArgs, surroundings: Surroundings) -> Result<Discovery, SettingsError> {
     let place = || arguments.origins.discover.written("discover", "kube");
     let node = arguments.node_name.clone();
     let access = match (surroundings.in_cluster, surroundings.kubeconfig) {

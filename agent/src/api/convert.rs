@@ -11,7 +11,8 @@ use crate::durations::Durations;
 use crate::engine::{ModeChanged, ModeRefused};
 use crate::export;
 use crate::model::{
-    Kind, KubeWatch, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot, Verdict,
+    Kind, KubeWatch, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot,
+    Verdict,
 };
 use crate::policy::{ModeChange, Selector};
 use crate::version;

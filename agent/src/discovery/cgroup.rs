@@ -257,10 +257,7 @@ mod tests {
             "0::/\n1:name=systemd:/\n",
         ),
         ("a container without a pod", "0::/docker/<cid>\n"),
-        (
-            "podman",
-            "0::/machine.slice/libpod-<cid>.scope/container\n",
-        ),
+        ("podman", "0::/machine.slice/libpod-<cid>.scope/container\n"),
         (
             "a pod of podman's",
             "0::/machine.slice/machine-libpod_pod_<cid>.slice/libpod-<cid>.scope\n",
@@ -278,10 +275,7 @@ mod tests {
             "a UID that is too short",
             "0::/kubepods/pod6d2b1a0c-5c3e-4f7a-9b1d-0e8f7a6b5c4/<cid>\n",
         ),
-        (
-            "a UID that goes on",
-            "0::/kubepods/pod<uid>0/<cid>\n",
-        ),
+        ("a UID that goes on", "0::/kubepods/pod<uid>0/<cid>\n"),
         (
             "capitals",
             "0::/kubepods/pod6D2B1A0C-5C3E-4F7A-9B1D-0E8F7A6B5C4D/<cid>\n",
@@ -307,7 +301,9 @@ mod tests {
         let hash = "3f1c9d7b2a5e4c6f8091a2b3c4d5e6f7";
         for text in [
             format!("0::/kubepods/burstable/pod{hash}/{CONTAINER}\n"),
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/crio-{CONTAINER}.scope\n"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/crio-{CONTAINER}.scope\n"
+            ),
         ] {
             assert_eq!(pod_uid(&text), Some(hash.parse().unwrap()), "{text}");
         }
@@ -318,7 +314,12 @@ mod tests {
         for uid in [UID, OTHER, "00000000-0000-0000-0000-000000000000"] {
             assert_eq!(uid.parse::<PodUid>().unwrap().to_string(), uid);
         }
-        for text in ["", "6d2b1a0c", &format!("{UID} "), &UID.replacen('-', "x", 1)] {
+        for text in [
+            "",
+            "6d2b1a0c",
+            &format!("{UID} "),
+            &UID.replacen('-', "x", 1),
+        ] {
             assert_eq!(text.parse::<PodUid>(), Err(NoUid), "{text:?}");
         }
     }

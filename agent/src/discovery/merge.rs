@@ -376,7 +376,13 @@ mod tests {
             } else {
                 Replica::Number(1)
             };
-            assert_eq!(watch.identity, Identity { replica: expected, ..identity(1) });
+            assert_eq!(
+                watch.identity,
+                Identity {
+                    replica: expected,
+                    ..identity(1)
+                }
+            );
         }
     }
 

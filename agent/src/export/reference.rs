@@ -54,8 +54,14 @@ const LABELS: &[(&str, &str)] = &[
     ),
     ("mode", "`off`, `audit` or `enforce`"),
     ("state", "`synced`, `unsynced`, `latched` or `gated`"),
-    ("numaflow_version", "tag of the image of Numaflow's container"),
-    ("resource", "`pods` (Numaflow's, of this node) or `namespaces`"),
+    (
+        "numaflow_version",
+        "tag of the image of Numaflow's container",
+    ),
+    (
+        "resource",
+        "`pods` (Numaflow's, of this node) or `namespaces`",
+    ),
     ("map", "name of a BPF map"),
     ("program", "name of a BPF program"),
     ("version", "version of the agent"),

@@ -234,7 +234,9 @@ impl ApiServer {
 
     /// All objects of a kind that match.
     pub fn matching(&self, resource: &'static str, query: &[(&str, &str)]) -> Vec<Value> {
-        let query = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let query = query
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let selector = Selector::new(&query.collect()).unwrap();
         let world = self.world();
         let objects = world.objects.iter();
@@ -272,6 +274,10 @@ impl ApiServer {
         asked
             .filter(|asked| asked.resource == resource && asked.is_watch() == watch)
             .count()
+    }
+
+    pub fn version(&self) -> u64 {
+        self.world().version
     }
 
     pub fn told(&self) -> usize {
@@ -321,7 +327,10 @@ impl Selector {
             let (key, values) = match requirement.split_once(" in ") {
                 Some((key, values)) => {
                     let values = values.trim().trim_matches(['(', ')']);
-                    (key, values.split(',').map(|v| v.trim().to_owned()).collect())
+                    (
+                        key,
+                        values.split(',').map(|v| v.trim().to_owned()).collect(),
+                    )
                 }
                 None => match requirement.split_once('=') {
                     Some((key, value)) => (key, vec![value.to_owned()]),
@@ -356,7 +365,12 @@ fn status(code: StatusCode, reason: &str, message: &str, retry_after: Option<u32
 }
 
 fn gone() -> Value {
-    status(StatusCode::GONE, "Expired", "too old resource version", None)
+    status(
+        StatusCode::GONE,
+        "Expired",
+        "too old resource version",
+        None,
+    )
 }
 
 async fn answer(
@@ -372,7 +386,9 @@ async fn answer(
     };
     let watches = query.contains_key("watch");
     let faults = shared.world.lock().unwrap().faults.clone();
-    let token = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
     let token = token.and_then(|value| value.strip_prefix("Bearer "));
     let refused = if faults.token.is_some() && faults.token.as_deref() != token {
         Some(StatusCode::UNAUTHORIZED)
@@ -389,8 +405,13 @@ async fn answer(
     };
     if let Some(code) = refused {
         note(code.as_u16());
-        let message = format!("{resource} is {code}: User \"system:serviceaccount:pendguard:pendguard\"");
-        return answer_of(code, &status(code, "Refused", &message, faults.retry_after), None);
+        let message =
+            format!("{resource} is {code}: User \"system:serviceaccount:pendguard:pendguard\"");
+        return answer_of(
+            code,
+            &status(code, "Refused", &message, faults.retry_after),
+            None,
+        );
     }
     if (watches && faults.silent_watches) || (!watches && faults.silent_lists) {
         note(0);
@@ -412,7 +433,9 @@ async fn answer(
         }
         return answer_of(code, &value, faults.chunk);
     }
-    let version = query.get("resourceVersion").and_then(|v| v.parse::<u64>().ok());
+    let version = query
+        .get("resourceVersion")
+        .and_then(|v| v.parse::<u64>().ok());
     let Some(version) = version else {
         note(400);
         return StatusCode::BAD_REQUEST.into_response();
@@ -437,6 +460,9 @@ async fn answer(
             send,
         };
         let limit = Duration::from_secs(seconds.unwrap_or(3600));
+        if faults.dead_watches {
+            return watch.send.closed().await;
+        }
         // The server ends it, in order.
         let _ = tokio::time::timeout(limit, watch.run(version)).await;
     });
@@ -469,7 +495,9 @@ fn list(
 ) -> (StatusCode, Value) {
     let mut world = shared.world.lock().unwrap();
     let from_memory = query.get("resourceVersion").is_some_and(|v| v == "0");
-    let limit = query.get("limit").and_then(|limit| limit.parse::<usize>().ok());
+    let limit = query
+        .get("limit")
+        .and_then(|limit| limit.parse::<usize>().ok());
     let limit = limit.filter(|_| !from_memory);
     let Pieces { version, mut rest } = match query.get("continue") {
         Some(token) => {
@@ -503,7 +531,11 @@ fn list(
         world.pieces.insert(token, pieces);
     }
     // As Go writes what has nothing in it.
-    let items = if rest.is_empty() { Value::Null } else { rest.into() };
+    let items = if rest.is_empty() {
+        Value::Null
+    } else {
+        rest.into()
+    };
     let list = json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items});
     (StatusCode::OK, list)
 }
@@ -525,10 +557,6 @@ impl Watch<'_> {
     async fn run(mut self, mut at: u64) -> Result<(), End> {
         let faults = self.shared.world.lock().unwrap().faults.clone();
         if faults.brief_watches {
-            return Ok(());
-        }
-        if faults.dead_watches {
-            self.send.closed().await;
             return Ok(());
         }
         loop {
@@ -566,7 +594,9 @@ impl Watch<'_> {
 
     fn event(&self, change: &Change) -> Option<Value> {
         let matching = |object: &Option<Value>| {
-            object.clone().filter(|object| self.selector.matches(object))
+            object
+                .clone()
+                .filter(|object| self.selector.matches(object))
         };
         let (kind, mut object) = match (matching(&change.before), matching(&change.now)) {
             (None, None) => return None,
@@ -583,7 +613,8 @@ impl Watch<'_> {
             "kind": "Object", "apiVersion": "v1",
             "metadata": {"resourceVersion": at.to_string(), "creationTimestamp": null},
         });
-        self.tell(&json!({"type": "BOOKMARK", "object": object})).await
+        self.tell(&json!({"type": "BOOKMARK", "object": object}))
+            .await
     }
 
     /// The connection breaks.

@@ -36,9 +36,8 @@ pub fn in_cluster() -> bool {
 impl Access {
     /// A client. What it is made from is read anew each time, and its token once a minute besides: both are rotated.
     pub async fn client(&self) -> Result<Client, Failure> {
-        let unusable = |error: &dyn std::error::Error| {
-            Failure::new(Reason::Config, &errors::chain(error))
-        };
+        let unusable =
+            |error: &dyn std::error::Error| Failure::new(Reason::Config, &errors::chain(error));
         let mut config = match self {
             Self::ServiceAccount => Config::incluster().map_err(|e| unusable(&e))?,
             Self::Kubeconfig(path) => {

@@ -112,9 +112,9 @@ impl Failure {
         use kube::Error;
         let reason = match error {
             Error::Api(status) => return Self::of_status(status),
-            Error::SerdeError(_)
-            | Error::FromUtf8(_)
-            | Error::LinesCodecMaxLineLengthExceeded => Reason::Malformed,
+            Error::SerdeError(_) | Error::FromUtf8(_) | Error::LinesCodecMaxLineLengthExceeded => {
+                Reason::Malformed
+            }
             Error::ReadEvents(_) => Reason::Disconnected,
             Error::HyperError(_) | Error::Service(_) => Reason::Unreachable,
             _ => Reason::Config,

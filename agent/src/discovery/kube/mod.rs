@@ -262,7 +262,10 @@ impl Kube {
         let watch = knowledge.watch_mut(resource);
         watch.errors[failure.reason as usize] += 1;
         // Once a kind of failure: it may go on for hours.
-        let again = watch.failure.as_ref().is_some_and(|f| f.reason == failure.reason);
+        let again = watch
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.reason == failure.reason);
         if std::mem::replace(&mut watch.synced, false) {
             watch.since = Instant::now();
         }
@@ -388,7 +391,7 @@ pub(crate) mod fake {
 
     impl Kube {
         /// What is known from now on, all of it.
-        pub fn learn(&self, pods: Vec<KnownPod>, namespaces: Vec<KnownNamespace>) {
+        pub(crate) fn learn(&self, pods: Vec<KnownPod>, namespaces: Vec<KnownNamespace>) {
             self.update(|knowledge| {
                 Pod::replace(knowledge, pods) | Namespace::replace(knowledge, namespaces)
             });
@@ -398,12 +401,12 @@ pub(crate) mod fake {
         }
 
         /// Only of this kind everything is known.
-        pub fn learn_only(&self, resource: Resource, pods: Vec<KnownPod>) {
+        pub(crate) fn learn_only(&self, resource: Resource, pods: Vec<KnownPod>) {
             self.update(|knowledge| Pod::replace(knowledge, pods));
             self.is_synced(resource);
         }
 
-        pub fn fail(&self, resource: Resource, reason: Reason) {
+        pub(crate) fn fail(&self, resource: Resource, reason: Reason) {
             self.has_failed(resource, Failure::new(reason, "on purpose"));
         }
     }
@@ -431,7 +434,11 @@ mod tests {
         };
         assert!(pods.synced && namespaces.synced);
         let forbidden = |watch: &KubeWatch| {
-            let (_, n) = watch.errors.iter().find(|(r, _)| *r == "forbidden").unwrap();
+            let (_, n) = watch
+                .errors
+                .iter()
+                .find(|(r, _)| *r == "forbidden")
+                .unwrap();
             *n
         };
         assert_eq!((forbidden(pods), forbidden(namespaces)), (1, 0));
