@@ -63,6 +63,13 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts the agent with these variables, and waits until it is ready.
+    pub async fn start_with(arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        let mut agent = Self::spawn(arguments, env)?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
     /// The same without waiting.
     pub fn spawn_at(pins: &Path, arguments: &[&str]) -> Result<Self> {
         let pins = pins.to_str().context("a path in UTF-8")?;

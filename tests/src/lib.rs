@@ -11,6 +11,7 @@
 pub mod accounting;
 pub mod agent;
 pub mod bpffs;
+pub mod cgroups;
 pub mod client;
 pub mod dashboard;
 pub mod enforcing;

@@ -66,6 +66,15 @@ impl Replica {
         Self::start_as(pod, u32::MAX, client, source, None).await
     }
 
+    /// A replica in that pod, whatever its environment says.
+    ///
+    /// # Errors
+    /// As of [`Replica::start`].
+    pub async fn start_in(pod: Pod, number: u32) -> Result<Self> {
+        let (client, source) = (ClientKind::Tonic, SourceKind::Rust);
+        Self::start_as(pod, number, client, source, None).await
+    }
+
     async fn start_as(
         pod: Pod,
         number: u32,

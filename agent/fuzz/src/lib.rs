@@ -1,5 +1,7 @@
 //! The agent's own modules that read what others write, compiled by themselves: the files are the agent's.
 
+#[path = "../../src/discovery/cgroup.rs"]
+pub mod cgroup;
 #[path = "../../src/config.rs"]
 pub mod config;
 #[path = "../../src/durations.rs"]

@@ -1,0 +1,103 @@
+//! Cgroups that are called as the kubelet calls them, in whatever hierarchies this machine has.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::sync::Mutex;
+
+/// Hierarchies that are known, and how the kubelet names a pod's cgroup there: with the driver `systemd` or `cgroupfs`.
+const HIERARCHIES: [(&str, Driver); 3] = [
+    ("/sys/fs/cgroup", Driver::Systemd),
+    ("/sys/fs/cgroup/unified", Driver::Systemd),
+    ("/sys/fs/cgroup/freezer", Driver::Cgroupfs),
+];
+
+/// A container's id: any will do.
+const CONTAINER: &str = "8e5c4d1a9f0b7c6e2d3a1b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f80";
+
+#[derive(Clone, Copy)]
+enum Driver {
+    Systemd,
+    Cgroupfs,
+}
+
+impl Driver {
+    /// The path of a container's cgroup.
+    fn path(self, uid: &str) -> String {
+        match self {
+            Self::Systemd => format!(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-{CONTAINER}.scope",
+                uid.replace('-', "_")
+            ),
+            Self::Cgroupfs => format!("kubepods/burstable/pod{uid}/{CONTAINER}"),
+        }
+    }
+}
+
+/// The cgroups of a pod's container; removed when they are dropped and nobody is in them.
+pub struct PodCgroup {
+    /// The root of each hierarchy, and the container's cgroup in it.
+    places: Vec<(PathBuf, PathBuf)>,
+}
+
+/// The whole process moves, so only one may at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+impl PodCgroup {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// There is no hierarchy in which cgroups can be made.
+    pub fn new(uid: &str) -> Result<Self> {
+        let mut places = Vec::new();
+        for (root, driver) in HIERARCHIES {
+            let root = Path::new(root);
+            if !root.join("cgroup.procs").exists() {
+                continue;
+            }
+            let cgroup = root.join(driver.path(uid));
+            std::fs::create_dir_all(&cgroup)
+                .with_context(|| format!("making {}", cgroup.display()))?;
+            places.push((root.to_owned(), cgroup));
+        }
+        ensure!(!places.is_empty(), "no cgroup hierarchy is mounted");
+        Ok(Self { places })
+    }
+
+    /// Does something whose child processes are in the pod from their beginning.
+    ///
+    /// # Errors
+    /// This process can't be moved, or it fails.
+    pub async fn within<T>(&self, start: impl Future<Output = Result<T>>) -> Result<T> {
+        let _turn = TURN.lock().await;
+        for (_, cgroup) in &self.places {
+            move_to(cgroup)?;
+        }
+        let started = start.await;
+        for (root, _) in &self.places {
+            move_to(root)?;
+        }
+        started
+    }
+}
+
+fn move_to(cgroup: &Path) -> Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    std::fs::write(&procs, std::process::id().to_string())
+        .with_context(|| format!("moving to {}", cgroup.display()))
+}
+
+impl Drop for PodCgroup {
+    fn drop(&mut self) {
+        for (root, cgroup) in &self.places {
+            // Those above it may be others' too: then they aren't empty, and stay.
+            let mut at = Some(cgroup.as_path());
+            while let Some(path) = at.filter(|path| path != root) {
+                if std::fs::remove_dir(path).is_err() {
+                    break;
+                }
+                at = path.parent();
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Discovery with the API server: real processes, in cgroups that are called as the kubelet calls them, and an API server that says what
+//! it is told to.
+
+#[path = "../../agent/tests/kube/apiserver.rs"]
+#[expect(dead_code, reason = "the agent's own tests use the rest")]
+mod apiserver;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use apiserver::ApiServer;
+use pendguard_tests::agent::{Agent, Pod, Scrape};
+use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::cgroups::PodCgroup;
+use pendguard_tests::enforcing::{JOIN_LIMIT, all, until_admitted, until_rejected};
+use pendguard_tests::protocol::Method;
+use pendguard_tests::replica::Replica;
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const NODE: &str = "this-node";
+const ANNOTATION: &str = "pendguard.io/mode";
+/// Calls of each kind.
+const CALLS: u64 = 20;
+
+/// An API server, and the kubeconfig by which an agent finds it.
+struct Cluster {
+    server: ApiServer,
+    directory: TempDir,
+}
+
+impl Cluster {
+    fn start() -> Result<Self> {
+        let server = ApiServer::start();
+        let directory = tempfile::tempdir()?;
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "k", "cluster": {"server": server.url()}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        });
+        std::fs::write(directory.path().join("config"), config.to_string())?;
+        Ok(Self { server, directory })
+    }
+
+    async fn agent(&self, bpffs: &BpfFs, arguments: &[&str]) -> Result<Agent> {
+        let config = self.directory.path().join("config");
+        let pins = bpffs.pins();
+        let env = [
+            ("KUBECONFIG", config.to_str().context("UTF-8")?),
+            ("NODE_NAME", NODE),
+            ("PENDGUARD_PIN_DIR", pins.to_str().context("UTF-8")?),
+        ];
+        Agent::start_with(&[&["--discover", "kube"], arguments].concat(), &env).await
+    }
+}
+
+/// A replica in a pod of its own, and what the API server has of it.
+struct Member {
+    replica: Replica,
+    object: Value,
+    _cgroup: PodCgroup,
+}
+
+impl Member {
+    /// A replica whose environment says that it is number `claimed`, in a pod that the API server has as number `number`.
+    async fn start(workload: &str, number: u32, claimed: u32) -> Result<Self> {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let uid = format!(
+            "6d2b1a0c-5c3e-4f7a-{serial:04x}-{:012x}",
+            std::process::id()
+        );
+        let pod = Pod::mono_vertex(workload, &claimed.to_string());
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": pod.name, "namespace": "test", "uid": uid,
+                "labels": {
+                    "app.kubernetes.io/component": "mono-vertex",
+                    "app.kubernetes.io/part-of": "numaflow",
+                    "numaflow.numaproj.io/mono-vertex-name": workload,
+                },
+                "annotations": {"numaflow.numaproj.io/replica": number.to_string()},
+            },
+            "spec": {
+                "nodeName": NODE,
+                "containers": [{"name": "numa", "image": "quay.io/numaproj/numaflow:v1.4.5"}],
+                "initContainers": [{"name": "udsource", "image": "source:1", "restartPolicy": "Always"}],
+            },
+        });
+        let cgroup = PodCgroup::new(&uid)?;
+        let replica = cgroup.within(Replica::start_in(pod, claimed)).await?;
+        Ok(Self {
+            replica,
+            object,
+            _cgroup: cgroup,
+        })
+    }
+
+    /// The API server has its pod, with that annotation.
+    fn put(&self, server: &ApiServer, mode: Option<&str>) {
+        let mut object = self.object.clone();
+        if let Some(mode) = mode {
+            object["metadata"]["annotations"][ANNOTATION] = json!(mode);
+        }
+        server.put("pods", object);
+    }
+
+    fn delete(&self, server: &ApiServer) -> bool {
+        server.delete("pods", &apiserver::name(&self.object))
+    }
+}
+
+/// Waits until the agent has a warning in which all of this is said.
+async fn until_warned(agent: &Agent, words: &[&str]) -> Result<()> {
+    wait_for(&format!("a warning of {words:?}"), WAIT_LIMIT, async || {
+        let status = agent.status().await?;
+        let mut warnings = status["warnings"].as_array().into_iter().flatten();
+        let said = warnings.any(|warning| {
+            let warning = warning.as_str().unwrap_or_default();
+            words.iter().all(|word| warning.contains(word))
+        });
+        Ok(said.then_some(()))
+    })
+    .await
+}
+
+async fn until_mode(agent: &Agent, pod: &str, mode: &str) -> Result<()> {
+    wait_for(&format!("{pod} has mode {mode}"), WAIT_LIMIT, async || {
+        let status = agent.status().await?;
+        let mut replicas = status["replicas"].as_array().into_iter().flatten();
+        let is = replicas.any(|r| r["pod"] == pod && r["mode"] == mode && r["gone"].is_null());
+        Ok(is.then_some(()))
+    })
+    .await
+}
+
+fn namespace(mode: &str) -> Value {
+    json!({"metadata": {"name": "test", "annotations": {ANNOTATION: mode}}})
+}
+
+fn info(scrape: &Scrape, pod: &str, replica: &str) -> Option<u64> {
+    let labels = [
+        ("pod", pod),
+        ("replica", replica),
+        ("numaflow_version", "v1.4.5"),
+    ];
+    scrape.sum("pendguard_replica_info", &labels)
+}
+
+/// Who a replica is comes from the API server; what it can't say comes from the environment, and what they don't agree on is shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn identity() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let bpffs = BpfFs::mount()?;
+    // One from before the agent, one from after.
+    let mut old = Member::start("kube-identity", 1, 1).await?;
+    old.put(&cluster.server, None);
+    let agent = cluster.agent(&bpffs, &[]).await?;
+    agent.until_watches(old.replica.client.pid()).await?;
+    let mut new = Member::start("kube-identity", 2, 2).await?;
+    new.put(&cluster.server, None);
+    let mut liar = Member::start("kube-identity", 3, 0).await?;
+    liar.put(&cluster.server, None);
+    let mut unknown = Member::start("kube-identity", 4, 4).await?;
+    until_warned(&agent, &[&liar.replica.pod.name, "replica: 3, not 0"]).await?;
+    until_warned(&agent, &[&unknown.replica.pod.name, "no pod"]).await?;
+    for member in [&mut old, &mut new, &mut liar, &mut unknown] {
+        all(&mut member.replica, CALLS, true).await?;
+    }
+    let scrape = agent.scrape().await?;
+    for member in [&old, &new] {
+        let name = &member.replica.pod.name;
+        let number = member.replica.number.to_string();
+        ensure!(scrape.pending(name, "would_reject") == CALLS, "{scrape:?}");
+        ensure!(info(&scrape, name, &number) == Some(1), "{scrape:?}");
+    }
+    let name = &liar.replica.pod.name;
+    ensure!(scrape.pending(name, "admitted") == CALLS, "{scrape:?}");
+    ensure!(info(&scrape, name, "unknown") == Some(1), "{scrape:?}");
+    let name = &unknown.replica.pod.name;
+    ensure!(scrape.pending(name, "would_reject") == CALLS, "{scrape:?}");
+    ensure!(info(&scrape, name, "4").is_none(), "{scrape:?}");
+    for resource in ["pods", "namespaces"] {
+        let synced = scrape.sum("pendguard_kube_synced", &[("resource", resource)]);
+        ensure!(synced == Some(1), "{scrape:?}");
+    }
+    let errors = scrape.sum("pendguard_kube_watch_errors_total", &[]);
+    ensure!(errors == Some(0), "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// The annotations of a pod and of its namespace, and what is no mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn annotations() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let server = &cluster.server;
+    let bpffs = BpfFs::mount()?;
+    let mut zero = Member::start("kube-annotations", 0, 0).await?;
+    let mut one = Member::start("kube-annotations", 1, 1).await?;
+    let mut two = Member::start("kube-annotations", 2, 2).await?;
+    for member in [&zero, &one, &two] {
+        member.put(server, None);
+    }
+    // Nothing of enforcement is configured, nor set up.
+    let agent = cluster.agent(&bpffs, &["--mode", "audit"]).await?;
+    until_mode(&agent, &one.replica.pod.name, "audit").await?;
+    zero.put(server, Some("enforce"));
+    one.put(server, Some("enforce"));
+    until_rejected(&mut one.replica).await?;
+    all(&mut one.replica, CALLS, false).await?;
+    for member in [&mut zero, &mut two] {
+        all(&mut member.replica, CALLS, true).await?;
+    }
+    // The pod's own wins over the namespace's.
+    one.put(server, Some("audit"));
+    server.put("namespaces", namespace("enforce"));
+    until_admitted(&mut one.replica, JOIN_LIMIT).await?;
+    until_rejected(&mut two.replica).await?;
+    // What is no mode is shown, and rejects nothing.
+    two.put(server, Some("yes"));
+    until_warned(&agent, &[&two.replica.pod.name, ANNOTATION, "yes"]).await?;
+    until_admitted(&mut two.replica, JOIN_LIMIT).await?;
+    all(&mut two.replica, CALLS, true).await?;
+    // The pod is gone for the API server, and lives on.
+    two.put(server, None);
+    until_rejected(&mut two.replica).await?;
+    ensure!(two.delete(server), "it was there");
+    until_admitted(&mut two.replica, JOIN_LIMIT).await?;
+    // In an emergency, whatever anybody has written anywhere.
+    one.put(server, Some("enforce"));
+    until_rejected(&mut one.replica).await?;
+    let off = agent.command(&["mode", "off"]).await?;
+    ensure!(off.status.success(), "{off:?}");
+    all(&mut one.replica, CALLS, true).await?;
+    agent.stop().await?;
+    Ok(())
+}
+
+/// What is known stays enforced whatever becomes of the API server, and what isn't known isn't; `/readyz` doesn't wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_away() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    let bpffs = BpfFs::mount()?;
+    let mut one = Member::start("kube-away", 1, 1).await?;
+    one.put(&cluster.server, None);
+    cluster.server.down();
+    let agent = cluster.agent(&bpffs, &["--mode", "enforce"]).await?;
+    until_warned(&agent, &["pods", "unreachable", "/proc"]).await?;
+    until_mode(&agent, &one.replica.pod.name, "audit").await?;
+    all(&mut one.replica, CALLS, true).await?;
+    cluster.server.up();
+    until_rejected(&mut one.replica).await?;
+    cluster.server.down();
+    until_warned(&agent, &["pods", "unreachable"]).await?;
+    all(&mut one.replica, CALLS, false).await?;
+    let mut two = Member::start("kube-away", 2, 2).await?;
+    two.put(&cluster.server, None);
+    until_mode(&agent, &two.replica.pod.name, "audit").await?;
+    all(&mut two.replica, CALLS, true).await?;
+    // The next agent knows nothing yet, and takes nothing back.
+    agent.kill().await?;
+    let agent = cluster.agent(&bpffs, &["--mode", "enforce"]).await?;
+    until_warned(&agent, &["pods", "unreachable"]).await?;
+    all(&mut one.replica, CALLS, false).await?;
+    all(&mut two.replica, CALLS, true).await?;
+    cluster.server.up();
+    until_rejected(&mut two.replica).await?;
+    all(&mut one.replica, CALLS, false).await?;
+    for member in [&mut one, &mut two] {
+        let ready = member.replica.client.call(Method::IsReady, CALLS).await?;
+        ensure!(ready.ok == CALLS, "{ready:?}");
+    }
+    let status = wait_for("all is synced", Duration::from_secs(60), async || {
+        let status = agent.status().await?;
+        let synced = |resource: &str| status["kube"][resource]["synced"] == true;
+        Ok((synced("pods") && synced("namespaces")).then_some(status))
+    })
+    .await?;
+    ensure!(status["warnings"] == json!([]), "{status}");
+    agent.stop().await?;
+    Ok(())
+}
