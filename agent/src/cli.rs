@@ -13,7 +13,6 @@ use clap::{
     ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
 };
 
-use crate::discovery::identity;
 use crate::export::otlp::Endpoint;
 use crate::model::{Mode, Replica};
 use crate::policy::{self, Selector};
@@ -166,7 +165,7 @@ pub struct RunArgs {
     pub discover: Discover,
 
     /// The node's name in Kubernetes, for discovery kube: in a pod, spec.nodeName (downward API)
-    #[arg(long, value_name = "NAME", env = NODE_NAME, value_parser = node_name)]
+    #[arg(long, value_name = "NAME", env = NODE_NAME)]
     pub node_name: Option<String>,
 
     /// IP address and port of /metrics, /healthz and /readyz; port 0 takes a free one
@@ -512,14 +511,6 @@ fn pin_dir(text: &str) -> Result<PathBuf, &'static str> {
         Ok(path)
     } else {
         Err("not an absolute path, such as /sys/fs/bpf/pendguard")
-    }
-}
-
-fn node_name(text: &str) -> Result<String, &'static str> {
-    if identity::is_name(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("no name that Kubernetes allows")
     }
 }
 

@@ -11,9 +11,9 @@ use crate::cli::LogFormat;
 /// The variable that says what is logged.
 const VARIABLE: &str = "RUST_LOG";
 
-/// What is logged where nobody says otherwise. The client of the API server repeats in warnings what the agent says itself, and quotes
+/// What is logged where nobody says otherwise. The client of the API server repeats at each try what the agent says once itself, and quotes
 /// whole answers.
-const DEFAULT: &str = "info,kube_client=error";
+const DEFAULT: &str = "info,kube_client=off";
 
 /// Why nothing can be logged.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +84,7 @@ mod tests {
             let text = filter(value).unwrap().to_string();
             let mut directives: Vec<_> = text.split(',').collect();
             directives.sort_unstable();
-            assert_eq!(directives, ["info", "kube_client=error"]);
+            assert_eq!(directives, ["info", "kube_client=off"]);
         }
         assert_eq!(filter(Some("debug".into())).unwrap().to_string(), "debug");
     }

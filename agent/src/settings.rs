@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cli::{self, Discover, RunArgs};
 use crate::config::{self, ConfigError, File};
+use crate::discovery::identity;
 use crate::discovery::kube::access::{self, Access};
 use crate::export::otlp::Target;
 use crate::model::{Answer, Mode};
@@ -212,7 +213,9 @@ impl Settings {
 
 fn discovery(arguments: &RunArgs, surroundings: Surroundings) -> Result<Discovery, SettingsError> {
     let place = || arguments.origins.discover.written("discover", "kube");
+    // The variable is nobody's own: what it says to others is no reason not to start.
     let node = arguments.node_name.clone();
+    let node = node.filter(|name| identity::is_name(name));
     let access = match (surroundings.in_cluster, surroundings.kubeconfig) {
         (true, _) => Some(Access::ServiceAccount),
         (false, Some(path)) => Some(Access::Kubeconfig(path)),
@@ -433,9 +436,12 @@ mod tests {
             Ok(Discovery::Proc(Some(why))) => assert!(why.contains("NODE_NAME"), "{why}"),
             other => panic!("{other:?}"),
         }
-        let error = of(KUBE, &[], cluster()).unwrap_err().to_string();
-        assert!(error.starts_with("--discover kube: "), "{error}");
-        assert!(error.contains("NODE_NAME"), "{error}");
+        for node in [&[][..], &["--node-name", ""], &["--node-name", "My Node"]] {
+            let error = of(KUBE, node, cluster()).unwrap_err().to_string();
+            assert!(error.starts_with("--discover kube: "), "{error}");
+            assert!(error.contains("NODE_NAME"), "{error}");
+            assert!(of(PROC, node, cluster()).is_ok());
+        }
         let error = of(KUBE, node, nowhere()).unwrap_err().to_string();
         assert!(error.contains("KUBERNETES_SERVICE_HOST"), "{error}");
     }

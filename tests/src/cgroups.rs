@@ -1,6 +1,7 @@
 //! Cgroups that are called as the kubelet calls them, in whatever hierarchies this machine has.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::sync::Mutex;
@@ -14,6 +15,9 @@ const HIERARCHIES: [(&str, Driver); 3] = [
 
 /// A container's id: any will do.
 const CONTAINER: &str = "8e5c4d1a9f0b7c6e2d3a1b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f80";
+
+/// How long processes that have been killed may take to end.
+const EMPTY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy)]
 enum Driver {
@@ -92,8 +96,13 @@ impl Drop for PodCgroup {
         for (root, cgroup) in &self.places {
             // Those above it may be others' too: then they aren't empty, and stay.
             let mut at = Some(cgroup.as_path());
+            // Who was in it may be about to end.
+            let begun = Instant::now();
+            while std::fs::remove_dir(cgroup).is_err() && begun.elapsed() < EMPTY {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             while let Some(path) = at.filter(|path| path != root) {
-                if std::fs::remove_dir(path).is_err() {
+                if path.exists() && std::fs::remove_dir(path).is_err() {
                     break;
                 }
                 at = path.parent();

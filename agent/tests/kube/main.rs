@@ -452,10 +452,8 @@ async fn bookmarks_spare_lists() {
             .await;
         }
         let version = |server: &ApiServer| {
-            let asked = server.asked().into_iter();
-            let last = asked
-                .filter(|a| a.is_watch() && a.resource == "pods")
-                .next_back();
+            let mut asked = server.asked().into_iter();
+            let last = asked.rfind(|a| a.is_watch() && a.resource == "pods");
             last.and_then(|a| a.says("resourceVersion")?.parse::<u64>().ok())
                 .unwrap()
         };

@@ -149,13 +149,13 @@ impl Failure {
                  ClusterRoleBinding"
             )),
             Reason::Unauthorized => Some(
-                "is the service account's token mounted, and is the account still there?".to_owned(),
+                "its service account may have been deleted, or its token may not be mounted".to_owned(),
             ),
             Reason::Config => Some(
                 "automountServiceAccountToken must be on for the agent's pod".to_owned(),
             ),
             Reason::Unreachable | Reason::Timeout => Some(
-                "does a NetworkPolicy, or the node's network, keep the agent from KUBERNETES_SERVICE_HOST?".to_owned(),
+                "a NetworkPolicy or the network of the node may keep the agent from KUBERNETES_SERVICE_HOST".to_owned(),
             ),
             _ => None,
         }
