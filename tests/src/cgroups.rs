@@ -40,8 +40,16 @@ impl Driver {
 
 /// The cgroups of a pod's container; removed when they are dropped and nobody is in them.
 pub struct PodCgroup {
-    /// The root of each hierarchy, and the container's cgroup in it.
-    places: Vec<(PathBuf, PathBuf)>,
+    places: Vec<Place>,
+}
+
+/// One hierarchy.
+struct Place {
+    root: PathBuf,
+    /// Where this process is in it.
+    own: PathBuf,
+    /// The container's cgroup.
+    cgroup: PathBuf,
 }
 
 /// The whole process moves, so only one may at a time.
@@ -53,6 +61,7 @@ impl PodCgroup {
     /// # Errors
     /// There is no hierarchy in which cgroups can be made.
     pub fn new(uid: &str) -> Result<Self> {
+        let cgroups = std::fs::read_to_string("/proc/self/cgroup")?;
         let mut places = Vec::new();
         for (root, driver) in HIERARCHIES {
             let root = Path::new(root);
@@ -62,7 +71,11 @@ impl PodCgroup {
             let cgroup = root.join(driver.path(uid));
             std::fs::create_dir_all(&cgroup)
                 .with_context(|| format!("making {}", cgroup.display()))?;
-            places.push((root.to_owned(), cgroup));
+            places.push(Place {
+                own: root.join(own(&cgroups, driver).trim_start_matches('/')),
+                root: root.to_owned(),
+                cgroup,
+            });
         }
         ensure!(!places.is_empty(), "no cgroup hierarchy is mounted");
         Ok(Self { places })
@@ -74,15 +87,28 @@ impl PodCgroup {
     /// This process can't be moved, or it fails.
     pub async fn within<T>(&self, start: impl Future<Output = Result<T>>) -> Result<T> {
         let _turn = TURN.lock().await;
-        for (_, cgroup) in &self.places {
-            move_to(cgroup)?;
+        for place in &self.places {
+            move_to(&place.cgroup)?;
         }
         let started = start.await;
-        for (root, _) in &self.places {
-            move_to(root)?;
+        for place in &self.places {
+            move_to(&place.own)?;
         }
         started
     }
+}
+
+/// The path of this process's cgroup, of `/proc/self/cgroup`.
+fn own(cgroups: &str, driver: Driver) -> &str {
+    let of = match driver {
+        Driver::Systemd => "",
+        Driver::Cgroupfs => "freezer",
+    };
+    let paths = cgroups.lines().filter_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(|c| c == of).then_some(path)
+    });
+    paths.last().unwrap_or("/")
 }
 
 fn move_to(cgroup: &Path) -> Result<()> {
@@ -93,7 +119,7 @@ fn move_to(cgroup: &Path) -> Result<()> {
 
 impl Drop for PodCgroup {
     fn drop(&mut self) {
-        for (root, cgroup) in &self.places {
+        for Place { root, cgroup, .. } in &self.places {
             // Those above it may be others' too: then they aren't empty, and stay.
             let mut at = Some(cgroup.as_path());
             // Who was in it may be about to end.
