@@ -221,7 +221,11 @@ fn journal(s: &Scratch) -> Option<&Journal> {
     let thread = bpf_get_current_pid_tgid();
     if EDITS.get_ptr(thread).is_none() {
         let target = TARGETS.get_ptr(s.key.tgid)?;
-        EDITS.insert(thread, NO_EDITS.get(0)?, 0).ok()?;
+        if EDITS.insert(thread, NO_EDITS.get(0)?, 0).is_err() {
+            // The exit, where this call is counted, has nothing else to tell it.
+            let _ = OBSTACLES.insert(s.key, Failure::Full as u32, 0);
+            return None;
+        }
         let edits = EDITS.get_ptr_mut(thread)?;
         // SAFETY: both are map values, and only this thread uses this one.
         unsafe { (*edits).generation = (*target).generation };

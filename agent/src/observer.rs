@@ -28,6 +28,7 @@ use crate::inventory::{Answered, Inventory};
 use crate::model::{Identity, Mode, Snapshot, Verdict};
 use crate::policy::{ModeChange, Policy, Ruling, Say, unenforceable};
 use crate::tap::Tap;
+use crate::tap::answers::ByCode;
 use crate::tap::events::Events;
 use crate::watch::{Call, Event, Hub, Subscription};
 
@@ -38,6 +39,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How long a slot rests before another process gets it: programs that began before its process was forgotten are long
 /// over by then.
 const REST: Duration = Duration::from_secs(2);
+/// How many times as long as such a look it does other things first: whoever asks for something waits for a look.
+const LOOK_SHARE: u32 = 4;
 /// Looks through `/proc` until one finds nothing new, at most so many: a replica may fork meanwhile.
 const PASSES: usize = 5;
 /// Looks whether a process whose first thread ended is gone, before it is taken to go on without it.
@@ -74,6 +77,8 @@ struct State {
     methods: Vec<String>,
     resting: VecDeque<(Instant, u32)>,
     ending: BTreeMap<u32, u32>,
+    /// Processes that have ended and are to be buried.
+    dead: BTreeSet<u32>,
     /// Processes that run one program after another, and whose they were.
     moving: BTreeMap<u32, Identity>,
     warnings: VecDeque<String>,
@@ -87,8 +92,14 @@ struct State {
     cant_enforce: Option<String>,
     /// Calls of processes that were gone before anybody knew whose they were.
     orphaned: u64,
+    /// Processes of replicas that were told of in vain: there was no room for them.
+    unwatched: u64,
     events_lost: u64,
     looked: Instant,
+    /// How long no other look through /proc may follow.
+    look_rest: Duration,
+    /// The last one found processes for which there was no room, or the API server has told since whose one is that could not be told.
+    crowded: bool,
     swept: Instant,
     ready: bool,
     calls: Calls,
@@ -120,6 +131,7 @@ impl Observer {
                 methods,
                 resting: VecDeque::new(),
                 ending: BTreeMap::new(),
+                dead: BTreeSet::new(),
                 moving: BTreeMap::new(),
                 warnings: VecDeque::new(),
                 kube,
@@ -127,8 +139,11 @@ impl Observer {
                 enforced_before: BTreeSet::new(),
                 cant_enforce: None,
                 orphaned: 0,
+                unwatched: 0,
                 events_lost: 0,
                 looked: Instant::now(),
+                look_rest: Duration::ZERO,
+                crowded: false,
                 swept: Instant::now(),
                 ready: false,
                 calls: Calls::default(),
@@ -189,7 +204,9 @@ impl Observer {
             tokio::select! {
                 result = next(&mut events, |event| self.state().event(event)) => {
                     result?;
-                    self.state().join();
+                    let mut state = self.state();
+                    state.bury();
+                    state.join();
                 }
                 () = changed(kube.as_deref()) => self.state().learned(),
                 () = until(due) => self.state().join(),
@@ -276,7 +293,7 @@ impl State {
                 if proc::runs(event.tgid) {
                     self.ending.insert(event.tgid, FAREWELLS);
                 } else {
-                    self.ended(event.tgid);
+                    self.dead.insert(event.tgid);
                 }
             }
             // However many begin, the joins come once the events have been taken.
@@ -321,6 +338,8 @@ impl State {
     /// A process runs a new program, or was forked from a watched one; the kernel made it a target.
     fn born(&mut self, event: ProcEvent) {
         let pid = event.tgid;
+        // It is another process by now, or another program.
+        self.dead.remove(&pid);
         let left = if self.inventory.slot(pid).is_some_and(|s| s != event.slot) {
             self.bank(pid)
         } else {
@@ -369,7 +388,18 @@ impl State {
         };
         match self.see(pid) {
             Seen::Replica(replica) => {
+                // Where the kernel found none, there may be one by now.
+                let slot = match current.slot {
+                    0 => self.free_slot(&replica.identity),
+                    slot => Some(slot),
+                };
+                let Some(slot) = slot else {
+                    let _ = self.tap.targets.remove(&pid);
+                    self.unwatched += 1;
+                    return None;
+                };
                 let target = Target {
+                    slot,
                     verdict: replica.ruling.in_kernel(),
                     ..current
                 };
@@ -386,6 +416,19 @@ impl State {
                 None
             }
         }
+    }
+
+    /// A slot for a process of a replica. Without one it isn't watched: what is counted in slot 0 is nobody's. It is looked for again.
+    fn free_slot(&mut self, identity: &Identity) -> Option<u32> {
+        let slot = self.tap.free_slots.pop(0).ok();
+        if slot.is_none() {
+            self.crowded = true;
+            self.warn(format!(
+                "a process of {} is not watched for now: all counters are taken",
+                identity.pod
+            ));
+        }
+        slot
     }
 
     /// Gives up the slot of a process that can't be asked any more. What a watched parent's child called is its
@@ -562,7 +605,7 @@ impl State {
         }
         self.join();
         if missing {
-            self.look();
+            self.crowded = true;
         }
     }
 
@@ -588,7 +631,8 @@ impl State {
     /// A watched process turns out to be none that is to be watched. It may turn out otherwise.
     fn unwatch(&mut self, pid: u32) {
         let claimed = self.claims.remove(&pid);
-        self.ended(pid);
+        self.dead.insert(pid);
+        self.bury();
         if let Some(claimed) = claimed {
             self.claims.insert(pid, claimed);
         }
@@ -613,7 +657,7 @@ impl State {
             // It ran another program meanwhile: the kernel made it a candidate, and its event is on the way.
             if flags != NEW_ONLY || self.tap.targets.get(&pid, 0).is_err() {
                 self.warn(format!(
-                    "process {pid} of {} is not watched: the table of processes refuses it ({e})",
+                    "a process of {} is not watched: the table of processes refuses it ({e})",
                     identity.pod
                 ));
             }
@@ -628,7 +672,26 @@ impl State {
         arrived.then_some(identity)
     }
 
-    fn ended(&mut self, pid: u32) {
+    /// Forgets the processes that have ended: all at once, since for each look at the connections all of them are gone through.
+    fn bury(&mut self) {
+        if self.dead.is_empty() {
+            return;
+        }
+        let mut dead = std::mem::take(&mut self.dead);
+        // Where the number is another watched process's by now, that one's event is on its way, and does it.
+        dead.retain(|pid| {
+            let slot = self.tap.targets.get(pid, 0).ok().map(|target| target.slot);
+            slot.is_none() || slot == self.inventory.slot(*pid)
+        });
+        self.forget_connections(&dead);
+        let mut lost = self.tap.answers.forget_all(&dead, since_boot());
+        for pid in dead {
+            self.ended(pid, lost.remove(&pid).unwrap_or_default());
+        }
+    }
+
+    /// A process has ended, and its connections and their calls under way (`lost`) with it.
+    fn ended(&mut self, pid: u32, lost: ByCode) {
         self.claims.remove(&pid);
         self.enforced_before.remove(&pid);
         if let Some(identity) = self.moving.remove(&pid) {
@@ -638,19 +701,17 @@ impl State {
             return;
         }
         let _ = self.tap.targets.remove(&pid);
-        let identity = self.inventory.identity(pid).cloned();
-        if let Some(identity) = &identity {
-            self.lose_answers(pid, identity, None);
-        }
-        let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();
-        for (slot, identity) in elsewhere.iter().zip(identity.iter().cycle()) {
-            self.inventory.bank(identity, slot);
+        if let Some(identity) = self.inventory.identity(pid).cloned() {
+            self.bank_lost(&identity, lost);
+            let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();
+            for slot in &elsewhere {
+                self.inventory.bank(&identity, slot);
+            }
         }
         self.enforcement.forget(pid);
         if let Some(identity) = self.bank(pid) {
             log("replica gone", &identity, None);
         }
-        self.forget_connections(pid);
     }
 
     /// Banks what a process's slot holds and forgets the process. Returns its replica if that was its last one.
@@ -660,7 +721,8 @@ impl State {
         if let Some(identity) = self.inventory.identity(pid).cloned() {
             if let Ok(target) = self.tap.targets.get(&pid, 0) {
                 // It runs another program: its connections are gone, but for those that are new.
-                self.lose_answers(pid, &identity, Some(target.epoch));
+                let lost = self.tap.answers.forget(pid, target.epoch, since_boot());
+                self.bank_lost(&identity, lost);
             }
             let answered = self.answered(number);
             self.inventory.bank_answers(&identity, &answered);
@@ -679,9 +741,8 @@ impl State {
         }
     }
 
-    /// The connections of a process are gone, but for those of `epoch`, and with them the calls under way.
-    fn lose_answers(&mut self, pid: u32, identity: &Identity, epoch: Option<u64>) {
-        let durations = self.tap.answers.forget(pid, epoch, since_boot());
+    /// Calls that were under way when their connection was lost.
+    fn bank_lost(&mut self, identity: &Identity, durations: ByCode) {
         let answered = Answered {
             durations,
             pending: None,
@@ -695,12 +756,8 @@ impl State {
             let departed = || self.calls.departed.values().find(|(p, ..)| *p == pid);
             let identity = self.inventory.identity(pid);
             let identity = identity.or_else(|| departed().map(|(_, identity, _)| identity));
-            let answered = Answered {
-                durations,
-                pending: None,
-            };
             if let Some(identity) = identity.cloned() {
-                self.inventory.bank_answers(&identity, &answered);
+                self.bank_lost(&identity, durations);
             }
         }
     }
@@ -714,25 +771,20 @@ impl State {
             .chain(self.tap.answers.processes())
             .filter(|pid| self.inventory.slot(*pid).is_none() && !proc::runs(*pid))
             .collect();
-        for pid in strangers {
-            self.forget_connections(pid);
-            self.tap.answers.forget(pid, None, since_boot());
+        if !strangers.is_empty() {
+            self.forget_connections(&strangers);
+            self.tap.answers.forget_all(&strangers, since_boot());
         }
         // Of processes that aren't watched nobody tells the end either.
         self.claims
             .retain(|pid, _| self.inventory.slot(*pid).is_some() || proc::runs(*pid));
     }
 
-    /// A process is gone, and with it its connections.
-    fn forget_connections(&mut self, pid: u32) {
-        let dead: Vec<_> = self
-            .tap
-            .connections
-            .keys()
-            .flatten()
-            .filter(|key| key.tgid == pid)
-            .collect();
-        for key in dead {
+    /// Processes are gone, and with them their connections.
+    fn forget_connections(&mut self, pids: &BTreeSet<u32>) {
+        let connections = self.tap.connections.keys().flatten();
+        let gone: Vec<_> = connections.filter(|key| pids.contains(&key.tgid)).collect();
+        for key in gone {
             let _ = self.tap.connections.remove(&key);
         }
     }
@@ -811,18 +863,16 @@ impl State {
     }
 
     fn farewell(&mut self) {
-        let mut gone = Vec::new();
-        self.ending.retain(|pid, looks| {
+        let Self { ending, dead, .. } = self;
+        ending.retain(|pid, looks| {
             if !proc::runs(*pid) {
-                gone.push(*pid);
+                dead.insert(*pid);
                 return false;
             }
             *looks -= 1;
             *looks > 0
         });
-        for pid in gone {
-            self.ended(pid);
-        }
+        self.bury();
     }
 
     fn tick(&mut self) {
@@ -850,15 +900,20 @@ impl State {
         let blind = !(self.tap.attached("proc_exec")
             && self.tap.attached("proc_newtask")
             && self.tap.attached("proc_exit"));
-        if lost != self.events_lost || (blind && self.looked.elapsed() >= LOOK) {
+        let rest = self.looked.elapsed();
+        let wanted = lost != self.events_lost || (blind || self.crowded) && rest >= LOOK;
+        if wanted && rest >= self.look_rest {
             self.events_lost = lost;
+            self.crowded = false;
+            let begun = Instant::now();
             self.look();
+            self.looked = Instant::now();
+            self.look_rest = LOOK_SHARE * begun.elapsed();
         }
     }
 
     /// Looks through `/proc`, until a pass finds nothing new.
     fn look(&mut self) {
-        self.looked = Instant::now();
         let known: Vec<u32> = self.inventory.pids().collect();
         for pid in known {
             // Where an event was lost, the same pid may run another program, or be another's.
@@ -871,9 +926,10 @@ impl State {
                 _ => false,
             };
             if !same || !proc::runs(pid) {
-                self.ended(pid);
+                self.dead.insert(pid);
             }
         }
+        self.bury();
         for _ in 0..PASSES {
             match self.pass() {
                 Ok(0) => return,
@@ -897,15 +953,8 @@ impl State {
             let Seen::Replica(replica) = self.see(pid) else {
                 continue;
             };
-            let slot = match self.tap.free_slots.pop(0) {
-                Ok(slot) => slot,
-                Err(_) => {
-                    self.warn(format!(
-                        "process {pid} of {} has no counters: all slots are taken",
-                        replica.identity.pod
-                    ));
-                    0
-                }
+            let Some(slot) = self.free_slot(&replica.identity) else {
+                break;
             };
             let now = since_boot();
             let target = Target {
@@ -917,7 +966,13 @@ impl State {
             if let Some(identity) = self.watch(pid, replica, target, NEW_ONLY) {
                 log("replica watched", &identity, Some(pid));
             }
-            found += 1;
+            if self.inventory.slot(pid).is_some() {
+                found += 1;
+            } else if self.tap.targets.get(&pid, 0).is_err() && proc::runs(pid) {
+                // There is no room for it, nor for those behind it: they are looked for again.
+                self.crowded = true;
+                break;
+            }
         }
         Ok(found)
     }
@@ -1119,7 +1174,12 @@ impl Engine for Observer {
                 .into_iter()
                 .map(|reason| (reason, totals.unparsed[reason as usize]))
                 .collect(),
-            events_lost: totals.events_lost + totals.calls_lost + state.orphaned + nobodys + missed,
+            events_lost: totals.events_lost
+                + state.unwatched
+                + totals.calls_lost
+                + state.orphaned
+                + nobodys
+                + missed,
             answers: state.tap.answers.on(),
             maps: state.tap.fill_levels(),
             kube: state.kube.as_ref().map_or_else(Vec::new, |k| k.watches()),

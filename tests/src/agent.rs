@@ -254,6 +254,11 @@ impl Agent {
         Ok(self.log.await?)
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits for it to end by itself: exit code and log.
     pub async fn ended(mut self) -> Result<(Option<i32>, String)> {
         let status = within("the agent ends", START_LIMIT, self.child.wait()).await??;
@@ -353,6 +358,12 @@ impl Scrape {
     pub fn unresolved(&self, pod: &str) -> u64 {
         let labels = [("pod", pod), ("verdict", "unresolved")];
         self.sum("pendguard_calls_total", &labels).unwrap_or(0)
+    }
+
+    /// Entries of a map of the agent's; 0 where it doesn't say.
+    pub fn map_entries(&self, map: &str) -> u64 {
+        self.sum("pendguard_map_entries", &[("map", map)])
+            .unwrap_or(0)
     }
 
     /// Calls that may have been missed; `None`: it doesn't say.

@@ -104,11 +104,11 @@ fn own(cgroups: &str, driver: Driver) -> &str {
         Driver::Systemd => "",
         Driver::Cgroupfs => "freezer",
     };
-    let paths = cgroups.lines().filter_map(|line| {
+    let mut paths = cgroups.lines().filter_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
         controllers.split(',').any(|c| c == of).then_some(path)
     });
-    paths.last().unwrap_or("/")
+    paths.next().unwrap_or("/")
 }
 
 fn move_to(cgroup: &Path) -> Result<()> {

@@ -34,4 +34,5 @@ pub mod source;
 pub mod splitmix;
 pub mod stress;
 pub mod terminal;
+pub mod tracer;
 pub mod wait;

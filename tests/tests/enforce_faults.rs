@@ -1,5 +1,6 @@
 //! Enforcement while something goes wrong: nobody's call is rejected by mistake, and no byte is harmed.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,11 +9,13 @@ use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::enforcing::{
     JOIN_LIMIT, RATE, all, counts, intact, intact_of, rejections, set_mode, until_rejected,
 };
+use pendguard_tests::faults::seen;
 use pendguard_tests::peers::{Client, ClientKind, Source, SourceKind, SourceOptions};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::{Replica, client_options, source_options};
-use pendguard_tests::scale::amount;
+use pendguard_tests::scale::{Scale, amount, scale};
 use pendguard_tests::stress::pair::Pair;
+use pendguard_tests::tracer::Tracer;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
@@ -363,4 +366,71 @@ async fn killed_under_load() -> Result<()> {
     );
     agent.stop().await?;
     Ok(())
+}
+
+/// The agent is killed right before one of the system calls that it makes while it joins a connection, another one each time: whatever it
+/// had begun harms nothing, and the next agent joins the connection.
+#[tokio::test]
+async fn killed_at_each_step_of_a_join() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let mut agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+    let [mut zero, mut one] = two("steps", ClientKind::Tonic).await?;
+    let mut steps = BTreeMap::new();
+    // From the event of the client's program on, which calls come when varies; ioctl(2) is used within a hold alone.
+    let (of_bpf, of_ioctl) = if scale() == Scale::Full {
+        (60, 12)
+    } else {
+        (8, 4)
+    };
+    let bpf = (0..of_bpf).map(|i| ("bpf", 1 + i * 120 / of_bpf));
+    let ioctl = (0..of_ioctl).map(|i| ("ioctl", 1 + i * 12 / of_ioctl));
+    for (call, n) in bpf.chain(ioctl) {
+        let pid = agent.pid().context("it runs")?;
+        let tracer = Tracer::kill_before(pid, call, n).await?;
+        one.restart_client().await?;
+        one.client.background_on(RATE).await?;
+        let begun = one.source.stats().await?.pending;
+        let (mut calls, mut ok, mut rejected) = (0, 0, 0);
+        let mut call = async |count| {
+            let called = one.client.call(Method::PendingFn, count).await?;
+            calls += count;
+            ok += called.ok;
+            rejected += rejections(&called.errors);
+            anyhow::Ok(())
+        };
+        let killed = wait_for("the agent is killed", WAIT_LIMIT, async || {
+            call(10).await?;
+            Ok(agent.has_ended()?.then_some(()))
+        });
+        killed.await?;
+        call(100).await?;
+        let handled = one.source.stats().await?.pending - begun;
+        ensure!(
+            ok + rejected == calls && handled == ok,
+            "{ok} answered, {rejected} rejected, {handled} handled of {calls}"
+        );
+        *steps.entry(tracer.ended_before().await?).or_insert(0) += 1;
+        agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+        until_rejected(&mut one).await?;
+        all(&mut one, 100, false).await?;
+        all(&mut zero, 100, true).await?;
+        intact(&mut one).await?;
+    }
+    agent.stop().await?;
+    ensure!(
+        steps.keys().any(|step| step.starts_with("ioctl")),
+        "never within a hold: {steps:?}"
+    );
+    let steps: Vec<_> = steps
+        .iter()
+        .map(|(step, n)| format!("{n} × `{step}`"))
+        .collect();
+    seen(
+        "the agent is killed right before a system call of a join",
+        &format!(
+            "{} times, every call answered and every read intact: {}",
+            of_bpf + of_ioctl,
+            steps.join(", ")
+        ),
+    )
 }

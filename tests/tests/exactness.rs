@@ -16,7 +16,10 @@ fn rate() -> u64 {
     amount(1000, 100)
 }
 
-const REPLICAS: u32 = 3;
+/// How many replicas there are: 0, and others.
+fn replicas_at_once() -> u32 {
+    amount(3, 2)
+}
 
 /// `n` calls of PendingFn, 16 at a time, while messages are read and acknowledged and IsReady is called. Returns what the
 /// handler counted.
@@ -38,7 +41,7 @@ async fn load_one(replica: &mut Replica, n: u64) -> Result<u64> {
 
 async fn replicas(kind: ClientKind) -> Result<Vec<Replica>> {
     let mut replicas = Vec::new();
-    for number in 0..REPLICAS {
+    for number in 0..replicas_at_once() {
         let workload = format!("exact-{kind}");
         replicas.push(Replica::start(&workload, number, kind, SourceKind::Rust).await?);
     }
@@ -168,7 +171,7 @@ async fn in_the_middle(kind: ClientKind) -> Result<()> {
     let agent = Agent::start(&[]).await?;
     agent
         .until("every connection is joined", |scrape| {
-            scrape.connections("synced") >= Some(REPLICAS.into())
+            scrape.connections("synced") >= Some(replicas_at_once().into())
         })
         .await?;
     for replica in &mut replicas {

@@ -4,9 +4,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use agent_common::abi::MAX_CONNECTIONS;
+use agent_common::abi::answers::{MAX_ANSWERS, MAX_HISTOGRAMS};
+use agent_common::abi::{MAX_CONNECTIONS, MAX_TARGETS};
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::agent::{Agent, PENDING, Pod, Scrape, binary};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::enforcing::{RATE, all, intact, until_rejected};
 use pendguard_tests::faults::seen;
@@ -15,7 +16,14 @@ use pendguard_tests::raw::{self, Raw};
 use pendguard_tests::replica::Replica;
 use pendguard_tests::scale::{Scale, scale};
 use pendguard_tests::wait::wait_for;
+use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use tokio::process::Command;
+
+/// Calls without a time.
+fn untimed(scrape: &Scrape) -> u64 {
+    scrape.unparsed().get("untimed").copied().unwrap_or(0)
+}
 
 /// More connections than the map holds. What is followed stays exact; of the others each send is looked at by itself.
 #[tokio::test]
@@ -65,6 +73,33 @@ async fn more_connections_than_the_map_holds() -> Result<()> {
         warned.contains("CONNECTIONS"),
         "nothing is said of it: {warned}"
     );
+    // Of the answers as many are followed as ANSWERS holds; of what is closed meanwhile, as GONE holds: the rest is without a time.
+    let under_way = scrape.map_entries("ANSWERS");
+    ensure!(
+        under_way == u64::from(MAX_ANSWERS),
+        "{under_way} connections' answers are followed"
+    );
+    agent.signal(Signal::STOP)?;
+    for raw in &mut many {
+        let left = raw.run("leave").await?;
+        ensure!(left == each.to_string(), "{left} of {each} left");
+    }
+    agent.signal(Signal::CONT)?;
+    let timed = agent
+        .until(
+            "each call is timed or counted as without a time",
+            |scrape| {
+                let timed: u64 = scrape.timed("crowd", 2, PENDING).values().sum();
+                timed + untimed(scrape) >= 2 * n
+            },
+        )
+        .await?;
+    let (untimed, timed) = (untimed(&timed), timed.timed("crowd", 2, PENDING));
+    ensure!(
+        timed.values().sum::<u64>() + untimed == 2 * n,
+        "{timed:?}, {untimed} untimed of {}",
+        2 * n
+    );
     for raw in many {
         raw.end().await?;
     }
@@ -93,10 +128,121 @@ async fn more_connections_than_the_map_holds() -> Result<()> {
     seen(
         "more connections than CONNECTIONS holds",
         &format!(
-            "{n} connections: {counted} of {} calls counted, table_full {full}",
+            "{n} connections: {counted} of {} calls counted, table_full {full}, {untimed} calls without a time",
             2 * n
         ),
     )
+}
+
+/// More processes of replicas than the map holds, which have no slot either, and more durations than there are histograms.
+#[tokio::test]
+async fn more_processes_than_the_map_holds() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let (pod, crowd) = (
+        Pod::mono_vertex("old", "1"),
+        Pod::mono_vertex("gathered", "2"),
+    );
+    let mut one = Raw::start(pod.numa()).await?;
+    let fd = one.connection("unix").await?;
+    one.run(&format!("call {fd} writev 1")).await?;
+    let mut many = Raw::start(crowd.numa()).await?;
+    agent.until_watches(many.pid().context("it runs")?).await?;
+    let n = u64::from(MAX_TARGETS) + 500;
+    let intact = many.run(&format!("gather {n}")).await?;
+    ensure!(intact == n.to_string(), "{intact} of {n} intact");
+    one.run(&format!("call {fd} writev 3")).await?;
+    let full = agent
+        .until("what could not be counted is told", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 2 && scrape.events_lost() > Some(0)
+        })
+        .await?;
+    let counted = full.pending(&crowd.name, "would_reject");
+    let lost = full.events_lost().unwrap_or(0);
+    ensure!(
+        counted < n && counted > n / 2 && counted + lost >= n,
+        "{counted} of {n} calls counted, {lost} lost"
+    );
+    let timed: u64 = full.timed("gathered", 2, PENDING).values().sum();
+    let untimed = untimed(&full);
+    ensure!(
+        timed <= counted && timed + untimed >= counted && untimed > 0,
+        "{timed} of {counted} calls timed, {untimed} untimed; {MAX_HISTOGRAMS} histograms"
+    );
+    let status = agent.command(&["status"]).await?;
+    let status = String::from_utf8(status.stdout)?;
+    ensure!(
+        status.contains("TARGETS"),
+        "nothing is said of it: {status}"
+    );
+    let resident = agent.resident()? >> 20;
+    let ended = many.run("disperse").await?;
+    ensure!(ended == n.to_string(), "{ended} of {n} ended");
+    // There is room again, when the agent has seen their ends.
+    agent
+        .until("the crowd has gone", |scrape| {
+            scrape.map_entries("TARGETS") < 100
+        })
+        .await?;
+    let new = Pod::mono_vertex("new", "2");
+    let mut raw = Raw::start(new.numa()).await?;
+    agent.until_watches(raw.pid().context("it runs")?).await?;
+    let of_new = raw.connection("unix").await?;
+    for stream in [1, 3, 5] {
+        raw.run(&format!("call {of_new} writev {stream}")).await?;
+    }
+    one.run(&format!("call {fd} writev 5")).await?;
+    agent
+        .until(
+            "all of the old replica's calls, and of a new one's",
+            |scrape| {
+                scrape.pending(&pod.name, "would_reject") == 3
+                    && scrape.pending(&new.name, "would_reject") == 3
+            },
+        )
+        .await?;
+    for raw in [raw, many, one] {
+        raw.end().await?;
+    }
+    agent.stop().await?;
+    seen(
+        "more processes than TARGETS holds",
+        &format!(
+            "{n} processes: {counted} of {n} calls counted, {lost} events counted as lost; {timed} calls timed, {untimed} without a time; the agent at {resident} MiB"
+        ),
+    )
+}
+
+/// No room for the API's socket: the agent says so, and doesn't start.
+#[tokio::test]
+async fn a_full_file_system() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let directory = tempfile::tempdir()?;
+    // Of one inode, which its own directory takes. It goes with this thread's mount namespace.
+    mount(
+        "full",
+        directory.path(),
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"nr_inodes=1"),
+    )?;
+    let socket = directory.path().join("api.sock");
+    let output = Command::new(binary()?)
+        .args(["run", "--metrics-listen", "127.0.0.1:0", "--api-socket"])
+        .arg(&socket)
+        .arg("--pin-dir")
+        .arg(bpffs.pins())
+        .output()
+        .await?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(1)
+            && error.contains("No space left on device")
+            && error.contains(&directory.path().display().to_string()),
+        "{}: {error}",
+        output.status
+    );
+    ensure!(!bpffs.pins().exists(), "it leaves nothing behind");
+    Ok(())
 }
 
 /// More events than the ring holds, while the agent can't read: 3,000 processes of a replica come and go.

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, binary};
 use pendguard_tests::bpffs::BpfFs;
-use pendguard_tests::enforcing::{all, counts, until_rejected};
+use pendguard_tests::enforcing::{all, counts, rewrites, until_rejected};
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::privileges::{ADMIN, AUDIT, GATE, paranoid, with_only};
 use pendguard_tests::replica::Replica;
@@ -75,6 +75,35 @@ async fn the_gate_takes_no_more() -> Result<()> {
     ensure!(
         rejected > n - late && unresolved == 0,
         "{admitted} admitted, {rejected} rejected, {unresolved} unresolved, {late} late"
+    );
+    ensure!(counts(&zero, &scrape) == [n, 0, 0]);
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Only where the kernel lets `rewrite`: in virtual machines that run this with it.
+#[tokio::test]
+async fn rewriting_takes_no_more() -> Result<()> {
+    if !rewrites() {
+        println!("left out: the enforcer is not rewrite");
+        return Ok(());
+    }
+    let bpffs = BpfFs::mount()?;
+    let mut capabilities = AUDIT.to_vec();
+    capabilities.push(ADMIN);
+    let agent = start(&capabilities, &bpffs.pins(), "enforce").await?;
+    ensure!(agent.status().await?["enforcer"] == "rewrite");
+    let mut zero = Replica::start("least", 0, ClientKind::Tonic, SourceKind::Rust).await?;
+    let mut one = Replica::start("least", 1, ClientKind::Tonic, SourceKind::Rust).await?;
+    let n = calls();
+    until_rejected(&mut one).await?;
+    all(&mut one, n, false).await?;
+    all(&mut zero, n, true).await?;
+    let scrape = agent.scrape().await?;
+    let [_, rejected, unresolved] = counts(&one, &scrape);
+    ensure!(
+        rejected == n + 1 && unresolved == 0,
+        "{rejected} of {n} and 1 rejected, {unresolved} unresolved"
     );
     ensure!(counts(&zero, &scrape) == [n, 0, 0]);
     agent.stop().await?;

@@ -3,9 +3,11 @@
 //!
 //! Where the kernel doesn't allow it (lockdown), it must be refused, and what is left be told.
 
+use agent_common::abi::MAX_EDITS;
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::faults::seen;
 use pendguard_tests::raw::Raw;
 use pendguard_tests::scale::amount;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
@@ -86,6 +88,7 @@ async fn what_is_sent_is_rewritten() -> Result<()> {
     ensure!(unparsed.is_empty(), "{unparsed:?}");
     let left = not_restored(&scrape)?;
     ensure!(left == 0, "{left}");
+    more_sends_than_the_map_holds(&agent).await?;
     from_memory_that_is_moved(&agent).await?;
     agent.stop().await?;
     Ok(())
@@ -223,6 +226,33 @@ async fn sends_that_are_sent_in_part(agent: &Agent) -> Result<()> {
     }
     ensure!(in_part > 0, "nothing was sent in part");
     Ok(())
+}
+
+/// More threads in a send that was rewritten than the map has room for: of the others nothing is rewritten, and each counts.
+async fn more_sends_than_the_map_holds(agent: &Agent) -> Result<()> {
+    let (pod, mut raw) = replica(agent, "stuck").await?;
+    let n = u64::from(MAX_EDITS) + 30;
+    let stuck = raw.run(&format!("stick {n}")).await?;
+    ensure!(stuck == n.to_string(), "{stuck} of {n} sends are under way");
+    let paths = raw.run("free").await?;
+    let (pending, blocked) = paths.split_once(' ').context("two numbers")?;
+    let (pending, blocked): (u64, u64) = (pending.parse()?, blocked.parse()?);
+    ensure!(
+        pending + blocked == n && (1..=u64::from(MAX_EDITS)).contains(&blocked) && pending >= 30,
+        "{pending} and {blocked} of {n}"
+    );
+    let scrape = agent.scrape().await?;
+    let full = [("reason", "full")];
+    let full = scrape.sum("pendguard_enforcement_failures_total", &full);
+    ensure!(
+        counts(&scrape, &pod) == [pending, blocked, 0] && full == Some(pending),
+        "{:?} and {full:?} of {pending} and {blocked}",
+        counts(&scrape, &pod)
+    );
+    seen(
+        "more rewritten sends under way than EDITS holds",
+        &format!("{n} sends: {blocked} rejected, {pending} admitted and counted as full"),
+    )
 }
 
 /// From memory that the kernel moves meanwhile: for a moment it can be neither read nor written. A call may pass for that, and seldom what

@@ -459,7 +459,9 @@ impl Failure {
             }
             Self::Tcp => "the gate stands before Unix sockets only",
             Self::NoPeer => "the source's end of the connection was not found",
-            Self::Full => "the gate stands before as many connections as it can",
+            Self::Full => {
+                "the gate stands before as many connections as it can, or as many sends are being rewritten as can be"
+            }
             Self::Refused => "the kernel refused the source's socket",
             Self::Lost => "the connection's place was lost",
             Self::Split => "the path lies in more than one send, or in too many pieces",

@@ -1,6 +1,6 @@
 //! What the programs keep of answers: durations, messages, the calls under way, and calls as they happen.
 
-use std::collections::{BTreeMap, HashMap as StdHashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap as StdHashMap};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -178,20 +178,33 @@ impl Answering {
 
     /// Forgets the connections of a process, but for those of the program that it runs now (`epoch`). Returns how long their calls under
     /// way have waited; each was lost with its connection.
-    pub fn forget(&mut self, pid: u32, epoch: Option<u64>, now: u64) -> ByCode {
-        let mut lost = ByCode::new();
+    pub fn forget(&mut self, pid: u32, epoch: u64, now: u64) -> ByCode {
+        let older = |tgid, of| tgid == pid && of != Some(epoch);
+        self.lose(now, older).remove(&pid).unwrap_or_default()
+    }
+
+    /// The same of all connections of these processes, by process.
+    pub fn forget_all(&mut self, pids: &BTreeSet<u32>, now: u64) -> BTreeMap<u32, ByCode> {
+        self.lose(now, |tgid, _| pids.contains(&tgid))
+    }
+
+    /// Forgets the connections that `gone` says of, by process and epoch.
+    fn lose(&mut self, now: u64, gone: impl Fn(u32, Option<u64>) -> bool) -> BTreeMap<u32, ByCode> {
+        let mut lost = BTreeMap::new();
         if !self.on {
             return lost;
         }
-        let keys: Vec<_> = self.connections.keys().flatten().collect();
-        for key in keys.into_iter().filter(|key| key.tgid == pid) {
+        // `None` is no connection's epoch: whose process isn't meant is not looked up.
+        let keys = self.connections.keys().flatten();
+        let keys: Vec<_> = keys.filter(|key| gone(key.tgid, None)).collect();
+        for key in keys {
             let Ok(answers) = self.connections.get(&key, 0) else {
                 continue;
             };
-            if epoch.is_some() && epoch == word(&answers, layout::EPOCH) {
+            if !gone(key.tgid, word(&answers, layout::EPOCH)) {
                 continue;
             }
-            under_way(&answers, now, &mut lost);
+            under_way(&answers, now, lost.entry(key.tgid).or_default());
             let _ = self.connections.remove(&key);
         }
         lost

@@ -25,6 +25,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 sockets = {}  # descriptor -> (socket, its peer's reader)
 sent = {}  # descriptor -> what was sent
 crowd = []  # the ends of the connections that `many` made
+kept = []  # memory that must stay
+people = []  # the processes that `people` made, and the pipe that they wait for
+stuck = []  # the threads that `stuck` made, their connections, and what each sends
 
 
 def frame(kind, flags, stream, payload):
@@ -211,6 +214,172 @@ def again():
     return whole
 
 
+def leave():
+    """Closes all of them, while their calls are under way."""
+    count = len(crowd)
+    for ours, theirs in crowd:
+        ours.close()
+        theirs.close()
+    crowd.clear()
+    return count
+
+
+def answer(stream):
+    """What a source answers to PendingFn: 7 are pending."""
+    headers = frame(1, 4, stream, b"\x88")
+    message = frame(0, 0, stream, bytes([0, 0, 0, 0, 4, 0x0A, 2, 8, 7]))
+    trailers = frame(1, 5, stream, b"\x00\x0bgrpc-status\x010")
+    return headers + message + trailers
+
+
+def gather(count):
+    """As many processes without a program of their own, each with a call that is answered, which stay. Returns for how many all that
+    was sent arrived, in both directions."""
+    begin = PREFACE + frame(4, 0, 0, b"")
+    results, result = os.pipe()
+    wait, gate = os.pipe()
+    whole = 0
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            os.close(gate)
+            ours, theirs = socket.socketpair()
+            os.write(ours.fileno(), begin)
+            os.write(ours.fileno(), request(1))
+            arrived = theirs.recv(4096) == begin + request(1)
+            theirs.send(frame(4, 0, 0, b"") + answer(1))
+            arrived &= ours.recv(4096) == frame(4, 0, 0, b"") + answer(1)
+            os.write(result, b"1" if arrived else b"0")
+            os.read(wait, 1)  # until its other end is closed
+            os._exit(0)
+        people.append(child)
+        whole += os.read(results, 1) == b"1"
+    for fd in (results, result, wait):
+        os.close(fd)
+    people.append(gate)
+    return whole
+
+
+def disperse():
+    """Ends them."""
+    os.close(people.pop())
+    count = len(people)
+    for child in people:
+        os.waitpid(child, 0)
+    people.clear()
+    return count
+
+
+def stick(count):
+    """As many threads, each in a send that begins with a request and that nobody reads. Returns when all are."""
+    threading.stack_size(64 << 10)
+    for _ in range(count):
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("")
+            server.listen()
+            ours = socket.socket(socket.AF_UNIX)
+            ours.connect(server.getsockname())
+            theirs = server.accept()[0]
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        begin = PREFACE + frame(4, 0, 0, b"")
+        os.write(ours.fileno(), begin)
+        if theirs.recv(4096) != begin:
+            raise RuntimeError("the preface did not arrive")
+        data = request(1) + b"".join(frame(0, 0, 3, bytes(16384)) for _ in range(2))
+        thread = threading.Thread(target=lambda fd, data: os.write(fd, data), args=(ours.fileno(), data), daemon=True)
+        thread.start()
+        stuck.append((thread, ours, theirs, data))
+        theirs.recv(1, socket.MSG_PEEK)  # it has begun
+    return sum(thread.is_alive() for thread, *_ in stuck)
+
+
+def free():
+    """Reads what they send. Returns how many requests came with their path and with its substitute; all else must be as it was sent."""
+    paths = [0, 0]
+    for thread, ours, theirs, data in stuck:
+        whole = bytearray()
+        while len(whole) < len(data):
+            whole += theirs.recv(1 << 20)
+        thread.join()
+        if whole.replace(BLOCKED, PENDING) != data:
+            raise RuntimeError("something else has changed")
+        paths[0] += whole.count(PENDING)
+        paths[1] += whole.count(BLOCKED)
+        ours.close()
+        theirs.close()
+    stuck.clear()
+    return f"{paths[0]} {paths[1]}"
+
+
+class Vector(ctypes.Structure):
+    """`struct iovec`."""
+
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+
+
+class Message(ctypes.Structure):
+    """`struct mmsghdr`."""
+
+    _fields_ = [
+        ("name", ctypes.c_void_p),
+        ("namelen", ctypes.c_uint),
+        ("vectors", ctypes.POINTER(Vector)),
+        ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("controllen", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+        ("sent", ctypes.c_uint),
+    ]
+
+
+def sendmmsg(fd, data):
+    """One message by a system call that no hook is on."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    vector = Vector(ctypes.addressof(buffer), len(data))
+    message = Message(vectors=ctypes.pointer(vector), count=1)
+    if LIBC.sendmmsg(fd, ctypes.byref(message), 1, 0) != 1:
+        raise OSError(ctypes.get_errno(), "sendmmsg")
+    sent[fd].extend(data[: message.sent])
+    return message.sent
+
+
+def stat():
+    """The fields of /proc/self/stat (proc(5)), by their numbers."""
+    with open("/proc/self/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return {3 + i: field for i, field in enumerate(fields)}
+
+
+def environ(name, value):
+    """Overwrites a variable's value in the memory that /proc/self/environ shows."""
+    fields = stat()
+    start, end = int(fields[50]), int(fields[51])
+    area = b"\0" + ctypes.string_at(start, end - start)
+    at = start - 1 + area.index(f"\0{name}=".encode()) + len(name) + 2
+    if ctypes.string_at(at, len(value) + 1) == value.encode() + b"\0":
+        raise RuntimeError("it is that already")
+    ctypes.memmove(at, value.encode(), len(value))
+    with open("/proc/self/environ", "rb") as file:
+        return int(f"{name}={value}".encode() in file.read().split(b"\0"))
+
+
+def endless(mebibytes):
+    """Makes /proc/self/environ as long, of memory that was never touched (prctl(2), PR_SET_MM_MAP)."""
+    fields = stat()
+    area = mmap.mmap(-1, mebibytes << 20, flags=mmap.MAP_PRIVATE)
+    kept.append(area)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    LIBC.sbrk.restype = ctypes.c_void_p
+    brk = LIBC.sbrk(0)
+    order = [26, 27, 45, 46, 47, None, 28, 48, 49]
+    words = [brk if number is None else int(fields[number]) for number in order]
+    words += [begin, begin + (mebibytes << 20), 0]
+    data = struct.pack("<12Q2I", *words, 0, 0xFFFFFFFF)
+    if LIBC.prctl(35, 14, data, len(data), 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_MM_MAP")
+    return int(stat()[51]) - int(stat()[50])
+
+
 def storm(count):
     """As many processes that end at once."""
     for _ in range(count):
@@ -237,18 +406,41 @@ def execute(words):
         fd, left = int(rest[0]), int(rest[1]) << 20
         os.write(fd, frame(1, 0, 99, bytes.fromhex("838604")))
         field = b"\x00\x01a\x7f\x81\x7f" + b"b" * 16512  # a literal of 16 KiB
-        sent = 0
-        while sent < left:
+        passed = 0
+        while passed < left:
             data = memoryview(frame(9, 0, 99, field[:16384]))
             while data:
                 data = data[os.write(fd, data) :]
-            sent += 16384
+            passed += 16384
         os.write(fd, frame(9, 4, 99, b""))
-        return sent
+        return passed
     if command == "many":  # many N: `many`
         return many(int(rest[0]))
     if command == "again":  # again: `again`
         return again()
+    if command == "leave":  # leave: `leave`
+        return leave()
+    if command == "gather":  # gather N: `gather`
+        return gather(int(rest[0]))
+    if command == "disperse":  # disperse: `disperse`
+        return disperse()
+    if command == "stick":  # stick N: `stick`
+        return stick(int(rest[0]))
+    if command == "free":  # free: `free`
+        return free()
+    if command == "unseen":  # unseen FD STREAM: one request, by a system call that no hook is on
+        return sendmmsg(int(rest[0]), request(int(rest[1])))
+    if command == "environ":  # environ NAME VALUE: `environ`
+        return environ(rest[0], rest[1])
+    if command == "endless":  # endless MEBIBYTES: `endless`
+        return endless(int(rest[0]))
+    if command == "share":  # share FD CALL STREAM: a child without a program of its own makes one request on this connection
+        child = os.fork()
+        if child == 0:
+            send(int(rest[0]), rest[1], [request(int(rest[2]))])
+            os._exit(0)
+        sent[int(rest[0])].extend(request(int(rest[2])))
+        return os.waitpid(child, 0)[1]
     if command == "storm":  # storm N: `storm`
         return storm(int(rest[0]))
     if command == "received":  # received FD: bytes that the peer read so far

@@ -24,6 +24,8 @@ pub fn packages() -> Vec<Package> {
         "python3-venv",
         Probe::PythonModule("ensurepip"),
     ));
+    // It ends the agent at chosen system calls.
+    packages.push(Package::new("strace", Probe::Program("strace")));
     packages
 }
 

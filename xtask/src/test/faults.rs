@@ -18,8 +18,11 @@ use crate::workspace::Workspace;
 struct Fault(&'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const FAULTS: [Fault; 26] = [
+const FAULTS: [Fault; 35] = [
     Fault("more connections than the map CONNECTIONS holds", "traffic untouched; followed connections stay exact; the rest counted as `table_full`", "faults::more_connections_than_the_map_holds"),
+    Fault("more answers than the maps ANSWERS and GONE hold", "calls counted, and counted as without a time", "faults::more_connections_than_the_map_holds"),
+    Fault("more processes than the maps TARGETS and SLOTS hold, more durations than HISTOGRAMS", "traffic untouched; known replicas stay exact, what is not counted is counted as lost, new replicas are found afterwards", "faults::more_processes_than_the_map_holds"),
+    Fault("more rewritten sends under way than EDITS holds", "traffic untouched; the rest admitted and counted as `full` (only where the kernel lets `rewrite`)", "rewrite::what_is_sent_is_rewritten"),
     Fault("more process events than the ring EVENTS holds", "known replicas stay exact, the loss is counted, new replicas are found afterwards", "faults::more_events_than_the_ring_holds"),
     Fault("more calls than the ring CALLS holds, a slow watcher", "told + lost is what was called", "answers::a_slow_watcher_is_told_what_it_missed"),
     Fault("a process dies before the agent looks at it", "its calls count", "processes::the_first_call_of_a_new_replica_counts"),
@@ -31,12 +34,14 @@ const FAULTS: [Fault; 26] = [
     Fault("the agent gets no memory", "enforcement goes on, reads intact, the next agent takes over", "faults::the_agent_is_out_of_memory"),
     Fault("the agent is stopped, replicas come and go", "counted or counted as lost, never both or neither", "processes::an_agent_that_is_stopped_loses_nothing"),
     Fault("the agent is stopped while it enforces", "nothing is lost, nothing stalls", "enforce::a_stopped_agent"),
+    Fault("the agent is killed at each step of a join", "every call answered, every read intact, the next agent joins", "enforce_faults::killed_at_each_step_of_a_join"),
     Fault("the agent is killed under load", "every call answered, every read intact", "enforce_faults::killed_under_load"),
     Fault("the agent is killed, restarted, gone for good", "no gap; the lease ends it", "enforce::it_outlives_its_agent"),
     Fault("two agents start at once", "one runs, and enforces", "enforce_faults::two_agents_at_once"),
     Fault("an agent of another build takes over", "the old programs serve the connections that they have", "enforce::another_build_takes_over"),
     Fault("no bpffs", "refused, with the reason", "enforce::without_bpffs"),
     Fault("a bpffs that can't be written", "refused, with the reason", "enforce_faults::a_bpffs_that_is_read_only"),
+    Fault("no room for the API's socket (a bpffs has no size)", "refused, with the reason", "faults::a_full_file_system"),
     Fault("foreign objects in the pin directory", "left alone", "enforce_faults::foreign_pins"),
     Fault("the source restarts", "the new connection is joined, the client reads on", "enforce_faults::the_source_restarts"),
     Fault("the client restarts", "the same", "enforce_faults::the_client_restarts"),
@@ -44,6 +49,10 @@ const FAULTS: [Fault; 26] = [
     Fault("the socket's buffer is full", "what was sent waits, and all of it arrives", "enforce_faults::a_full_socket"),
     Fault("partial sends, EAGAIN", "only what the kernel took counts", "sends::partial_and_refused_sends"),
     Fault("malformed HTTP/2", "counted by reason, traffic untouched", "sends::malformed_http2"),
+    Fault("another pod's identity claimed, replica 0 of it too", "numbers are false, no verdict on others' calls is", "hostile::a_claimed_identity_is_numbers_alone"),
+    Fault("the environment changed after the start", "who it was when its program began", "hostile::an_environment_that_changes"),
+    Fault("an environment of 2 GiB", "a bounded part is read, other pods stay exact", "hostile::an_endless_environment"),
+    Fault("sends that no hook sees, connections shared by processes", "not counted; what is seen is", "hostile::what_no_hook_sees"),
     Fault("other protocols, TLS", "nothing is counted for them", "sends::other_protocols"),
 ];
 

@@ -10,8 +10,19 @@ use crate::process;
 use crate::workspace::Workspace;
 
 /// Programs of this machine that tests start by their names.
-const PROGRAMS: [&str; 10] = [
-    "sh", "sleep", "unshare", "mount", "umount", "ls", "cat", "id", "dmesg", "env",
+const PROGRAMS: [&str; 12] = [
+    "sh",
+    "sleep",
+    "unshare",
+    "mount",
+    "umount",
+    "ls",
+    "cat",
+    "id",
+    "dmesg",
+    "env",
+    "setpriv",
+    "mountpoint",
 ];
 
 /// Where a Python is, and its library.

@@ -15,16 +15,23 @@ const SLOW: &str = "10";
 
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-pub const TESTS: [&str; 14] = [
+pub const TESTS: [&str; 21] = [
     "fixtures",
     "parser",
     "doctor",
     "agent",
+    "faults::the_clock_jumps",
     "sends",
-    "exactness",
-    "answers",
+    "exactness::from_the_start",
+    "exactness::tonic_in_the_middle",
+    "exactness::grpc_go_in_the_middle",
+    "answers::calls_end_as_it_sees_them",
+    "answers::every_server",
+    "answers::what_is_given_up",
+    "answers::left_alone",
     "late",
     "rewrite",
+    "privileges::rewriting",
     "enforce::tonic_on_rust",
     "enforce::grpc_go_on_rust",
     "enforce::c_core_on_rust",
@@ -57,12 +64,24 @@ pub const TESTS_ELSEWHERE: [&str; 20] = [
 ];
 
 /// Those of them that reject calls: they run with every enforcer.
-const ENFORCING: [&str; 4] = ["enforce", "enforce_faults", "late", "rewrite"];
+const ENFORCING: [&str; 5] = ["enforce", "enforce_faults", "late", "privileges", "rewrite"];
 /// Those of them that are about one enforcer.
-const ONLY_WITH: [(&str, &str); 1] = [("rewrite", "rewrite")];
+const ONLY_WITH: [(&str, &str); 2] = [("privileges", "rewrite"), ("rewrite", "rewrite")];
 
-/// Those that are about tracepoints, or about no tap.
-const ONLY_TRACEPOINT: [&str; 4] = ["agent", "doctor", "fixtures", "parser"];
+/// Those that are about tracepoints, about no tap, or about what is behind the tap and the same for each.
+const ONLY_TRACEPOINT: [&str; 11] = [
+    "agent",
+    "answers::every_server",
+    "answers::left_alone",
+    "doctor",
+    "enforce::another_build",
+    "enforce::modes_at_run_time",
+    "exactness::grpc_go_in_the_middle",
+    "exactness::tonic_in_the_middle",
+    "faults",
+    "fixtures",
+    "parser",
+];
 
 /// What runs in the machines; the programs are put on the disk.
 pub fn plan(
@@ -138,10 +157,15 @@ fn test_jobs(
         }
         for (program, filter) in programs {
             let name = program.name.as_str();
+            let named = match filter {
+                Some(filter) => format!("{name}::{filter}"),
+                None => name.to_owned(),
+            };
             let only = ONLY_WITH.iter().find(|(test, _)| *test == name);
             if ENFORCING.contains(&name) == (variant.enforcer == NONE)
                 || only.is_some_and(|(_, enforcer)| *enforcer != variant.enforcer)
-                || ONLY_TRACEPOINT.contains(&name) && variant.tap != "tracepoint"
+                || variant.tap != "tracepoint"
+                    && [name, &named].iter().any(|it| ONLY_TRACEPOINT.contains(it))
             {
                 continue;
             }

@@ -40,7 +40,7 @@ use crate::test::Counts;
 use crate::workspace::Workspace;
 
 /// What a program may take in the machine, in seconds, if the user says nothing.
-const LIMIT: u64 = 900;
+const LIMIT: u64 = 1_800;
 
 /// What runs on a kernel that the agent refuses.
 const REFUSED: &str = DOCTOR;

@@ -1,0 +1,159 @@
+//! What a pod can do that wants no good, and what it can't: THREAT_MODEL.md says what is to come of each.
+
+use anyhow::{Context as _, Result, ensure};
+use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::faults::seen;
+use pendguard_tests::raw::Raw;
+
+/// A replica, and a connection of its.
+async fn replica(agent: &Agent, pod: &Pod) -> Result<(Raw, String)> {
+    let mut raw = Raw::start(pod.numa()).await?;
+    agent.until_watches(raw.pid().context("it runs")?).await?;
+    let fd = raw.connection("unix").await?;
+    Ok((raw, fd))
+}
+
+/// `n` calls, from `stream` on.
+async fn calls(raw: &mut Raw, fd: &str, stream: u32, n: u32) -> Result<()> {
+    for i in 0..n {
+        raw.run(&format!("call {fd} writev {}", stream + 2 * i))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whoever claims to be another pod falsifies that pod's numbers. The verdict on the pod's own calls stays its own.
+#[tokio::test]
+async fn a_claimed_identity_is_numbers_alone() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("claimed", "1");
+    let (mut one, of_one) = replica(&agent, &pod).await?;
+    calls(&mut one, &of_one, 1, 3).await?;
+    let (mut same, of_same) = replica(&agent, &pod).await?;
+    calls(&mut same, &of_same, 1, 2).await?;
+    let zero = pod.clone().set("NUMAFLOW_REPLICA", Some("0"));
+    let (mut zero, of_zero) = replica(&agent, &zero).await?;
+    calls(&mut zero, &of_zero, 1, 4).await?;
+    calls(&mut one, &of_one, 7, 1).await?;
+    let scrape = agent
+        .until("all are counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") + scrape.pending(&pod.name, "admitted") == 10
+        })
+        .await?;
+    let verdicts = ["would_reject", "admitted"].map(|verdict| scrape.pending(&pod.name, verdict));
+    ensure!(verdicts == [6, 4], "{verdicts:?}");
+    for raw in [one, same, zero] {
+        raw.end().await?;
+    }
+    agent.stop().await?;
+    seen(
+        "another pod's identity claimed, and replica 0 of it",
+        "its 2 calls counted as that pod's, 4 admitted; the pod's own 4 judged as before",
+    )
+}
+
+/// Whoever rewrites its environment is who it was when its program began; a child of it, who the environment says then.
+#[tokio::test]
+async fn an_environment_that_changes() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("changes", "1");
+    let (mut raw, fd) = replica(&agent, &pod).await?;
+    calls(&mut raw, &fd, 1, 2).await?;
+    ensure!(raw.run("environ NUMAFLOW_REPLICA 0").await? == "1");
+    calls(&mut raw, &fd, 5, 3).await?;
+    let scrape = agent
+        .until("its calls are counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 5
+        })
+        .await?;
+    ensure!(scrape.pending(&pod.name, "admitted") == 0, "{scrape:?}");
+    raw.run("fork writev 4").await?;
+    agent
+        .until("its child's calls are counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") + scrape.pending(&pod.name, "admitted") == 9
+        })
+        .await?;
+    raw.end().await?;
+    agent.stop().await?;
+    seen(
+        "a replica overwrites its environment after its start",
+        "its calls judged as before; 9 of 9 counted",
+    )
+}
+
+/// An environment that has no end: the agent reads a bounded part of it, and goes on.
+#[tokio::test]
+async fn an_endless_environment() -> Result<()> {
+    const MIB: u64 = 2048;
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("beside", "1");
+    let (mut beside, fd) = replica(&agent, &pod).await?;
+    let hostile = Pod::mono_vertex("endless", "2");
+    let (mut raw, _) = replica(&agent, &hostile).await?;
+    let before = agent.resident()?;
+    let length = raw.run(&format!("endless {MIB}")).await?;
+    ensure!(length == (MIB << 20).to_string(), "{length}");
+    // The environment of each child is looked at.
+    for _ in 0..20 {
+        raw.run("fork writev 1").await?;
+    }
+    calls(&mut beside, &fd, 1, 5).await?;
+    agent
+        .until("the other pod's calls are counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 5
+        })
+        .await?;
+    let grown = agent.resident()?.saturating_sub(before) >> 20;
+    ensure!(grown < 64, "the agent has grown by {grown} MiB");
+    for raw in [beside, raw] {
+        raw.end().await?;
+    }
+    agent.stop().await?;
+    seen(
+        "an environment of 2 GiB, inherited 20 times",
+        &format!("the agent has grown by {grown} MiB; 5 of 5 calls of another pod counted"),
+    )
+}
+
+/// What is sent by a call that no hook is on, or by another process on the same connection, isn't counted: what this process sends after
+/// it is.
+#[tokio::test]
+async fn what_no_hook_sees() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("unseen", "1");
+    let (mut raw, fd) = replica(&agent, &pod).await?;
+    calls(&mut raw, &fd, 1, 2).await?;
+    raw.run(&format!("unseen {fd} 5")).await?;
+    calls(&mut raw, &fd, 7, 3).await?;
+    let scrape = agent
+        .until("what is seen is counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") >= 5
+        })
+        .await?;
+    let counted = scrape.pending(&pod.name, "would_reject");
+    // A number that is left out is one that the client has cancelled, too; nothing is lost by it where nothing was indexed.
+    let unparsed = scrape.unparsed_sends();
+    ensure!(
+        counted == 5 && unparsed.is_empty(),
+        "{counted} of 5 counted, {unparsed:?}"
+    );
+    raw.run(&format!("share {fd} writev 13")).await?;
+    calls(&mut raw, &fd, 15, 2).await?;
+    let scrape = agent
+        .until("what this process sends is counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") >= 7
+        })
+        .await?;
+    // The child's own call is counted where it can be followed: one more, never another verdict.
+    let counted = scrape.pending(&pod.name, "would_reject");
+    ensure!(
+        (7..=8).contains(&counted) && scrape.pending(&pod.name, "admitted") == 0,
+        "{counted} of 7 and 1 counted"
+    );
+    raw.end().await?;
+    agent.stop().await?;
+    seen(
+        "sends that no hook sees (sendmmsg), a connection shared with a child",
+        &format!("{counted} of 9 calls counted, as admitted none"),
+    )
+}
