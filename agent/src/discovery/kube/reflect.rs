@@ -64,7 +64,7 @@ const LIMIT: u32 = 100;
 pub struct Reflector<T> {
     kube: Arc<Kube>,
     access: Access,
-    /// Which objects: fields and labels.
+    /// Which objects, by their fields.
     fields: Option<String>,
     timing: Timing,
     /// Where the watch goes on; `None` where everything is to be listed.
