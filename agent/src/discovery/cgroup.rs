@@ -91,7 +91,7 @@ fn uid(text: &str) -> Option<(PodUid, &str)> {
 /// name different ones.
 pub fn pod_uid(cgroups: &str) -> Option<PodUid> {
     let mut found = None;
-    for line in cgroups.lines() {
+    for line in cgroups.split('\n') {
         // hierarchy:controllers:path, and the path may have colons in it.
         let Some(path) = line.splitn(3, ':').nth(2) else {
             continue;
@@ -276,6 +276,10 @@ mod tests {
             "0::/kubepods/pod6d2b1a0c-5c3e-4f7a-9b1d-0e8f7a6b5c4/<cid>\n",
         ),
         ("a UID that goes on", "0::/kubepods/pod<uid>0/<cid>\n"),
+        (
+            "a name that ends in a carriage return",
+            "0::/kubepods/pod<uid>\r\n",
+        ),
         (
             "capitals",
             "0::/kubepods/pod6D2B1A0C-5C3E-4F7A-9B1D-0E8F7A6B5C4D/<cid>\n",
