@@ -190,10 +190,15 @@ def moved(fd, call, first, count):
     return f"{moves} {left}"
 
 
-def many(count):
-    """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
+def allow_descriptors():
+    """As many as may be."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def many(count):
+    """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
+    allow_descriptors()
     whole = 0
     for _ in range(count):
         ours, theirs = socket.socketpair()
@@ -272,6 +277,7 @@ def disperse():
 
 def stick(count):
     """As many threads, each in a send that begins with a request and that nobody reads. Returns when all are."""
+    allow_descriptors()
     threading.stack_size(64 << 10)
     for _ in range(count):
         with socket.socket(socket.AF_UNIX) as server:
