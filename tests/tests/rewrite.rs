@@ -244,10 +244,10 @@ async fn more_sends_than_the_map_holds(agent: &Agent) -> Result<()> {
     let scrape = agent.scrape().await?;
     let full = [("reason", "full")];
     let full = scrape.sum("pendguard_enforcement_failures_total", &full);
+    let [admitted, rejected, _] = counts(&scrape, &pod);
     ensure!(
-        counts(&scrape, &pod) == [pending, blocked, 0] && full == Some(pending),
-        "{:?} and {full:?} of {pending} and {blocked}",
-        counts(&scrape, &pod)
+        [admitted, rejected] == [pending, blocked] && full == Some(pending),
+        "{admitted}, {rejected} and {full:?} of {pending} and {blocked}"
     );
     seen(
         "more rewritten sends under way than EDITS holds",
