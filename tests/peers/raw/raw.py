@@ -26,8 +26,8 @@ sockets = {}  # descriptor -> (socket, its peer's reader)
 sent = {}  # descriptor -> what was sent
 crowd = []  # the ends of the connections that `many` made
 kept = []  # memory that must stay
-people = []  # the processes that `people` made, and the pipe that they wait for
-stuck = []  # the threads that `stuck` made, their connections, and what each sends
+people = []  # the processes that `gather` made, and the pipe that they wait for
+stuck = []  # the threads that `stick` made, their connections, and what each sends
 
 
 def frame(kind, flags, stream, payload):
@@ -59,16 +59,21 @@ class Reader(threading.Thread):
             self.data += data
 
 
+def connected():
+    """Both ends of a connection on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("")  # a name that the kernel finds
+        server.listen()
+        ours = socket.socket(socket.AF_UNIX)
+        ours.connect(server.getsockname())
+        return ours, server.accept()[0]
+
+
 def connect(kind, buffer):
     if kind == "pair":
         ours, theirs = socket.socketpair()
     elif kind == "unix":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind("")  # a name that the kernel finds
-            server.listen()
-            ours = socket.socket(socket.AF_UNIX)
-            ours.connect(server.getsockname())
-            theirs = server.accept()[0]
+        ours, theirs = connected()
     else:
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
@@ -280,12 +285,7 @@ def stick(count):
     allow_descriptors()
     threading.stack_size(64 << 10)
     for _ in range(count):
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind("")
-            server.listen()
-            ours = socket.socket(socket.AF_UNIX)
-            ours.connect(server.getsockname())
-            theirs = server.accept()[0]
+        ours, theirs = connected()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         begin = PREFACE + frame(4, 0, 0, b"")
         os.write(ours.fileno(), begin)
