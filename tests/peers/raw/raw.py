@@ -21,6 +21,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PENDING = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d86af")  # Huffman: /source.v1.Source/PendingFn
 BLOCKED = bytes.fromhex("6107b6c2157ee15f71edb08562ed072752c986af")  # Huffman: /source.v1.Source/BlockedFn
 LIBC = ctypes.CDLL(None, use_errno=True)
+EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]  # `exit` of one thread, which libc has no function for
 
 sockets = {}  # descriptor -> (socket, its peer's reader)
 sent = {}  # descriptor -> what was sent
@@ -394,6 +395,23 @@ def storm(count):
     return count
 
 
+def abdicate():
+    """The process's first thread ends; another one goes on taking commands."""
+
+    def go_on():
+        print("ok", threading.get_native_id(), flush=True)
+        serve()
+        os._exit(0)
+
+    threading.Thread(target=go_on).start()
+    LIBC.syscall(EXIT, 0)
+
+
+def serve():
+    for line in sys.stdin:
+        print("ok", execute(line.split()), flush=True)
+
+
 def execute(words):
     command, rest = words[0], words[1:]
     if command == "connect":  # connect unix|tcp|pair [BUFFER]
@@ -447,6 +465,8 @@ def execute(words):
             os._exit(0)
         sent[int(rest[0])].extend(request(int(rest[2])))
         return os.waitpid(child, 0)[1]
+    if command == "abdicate":  # abdicate: `abdicate`
+        return abdicate()
     if command == "storm":  # storm N: `storm`
         return storm(int(rest[0]))
     if command == "received":  # received FD: bytes that the peer read so far
@@ -501,8 +521,7 @@ def main():
             execute(["call", str(fd), sys.argv[2], str(2 * i + 1)])
         return
     print("ready", os.getpid(), flush=True)
-    for line in sys.stdin:
-        print("ok", execute(line.split()), flush=True)
+    serve()
 
 
 main()
