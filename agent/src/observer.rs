@@ -43,9 +43,10 @@ const REST: Duration = Duration::from_secs(2);
 const LOOK_SHARE: u32 = 4;
 /// Looks through `/proc` until one finds nothing new, at most so many: a replica may fork meanwhile.
 const PASSES: usize = 5;
-/// Looks whether a process whose first thread ended is gone, before it is taken to go on without it.
+/// Quick looks whether a process whose first thread ended is gone. After them it is looked at with each [`TICK`]: other threads go on, or
+/// so many end at once that its turn has not come.
 const FAREWELLS: u32 = 20;
-/// How long between these looks.
+/// How long between the quick looks.
 const FAREWELL: Duration = Duration::from_millis(50);
 /// `BPF_NOEXIST`: an entry that the kernel made meanwhile is newer.
 const NEW_ONLY: u64 = 1;
@@ -76,6 +77,7 @@ struct State {
     policy: Policy,
     methods: Vec<String>,
     resting: VecDeque<(Instant, u32)>,
+    /// Processes whose first thread has ended, and how many quick looks are left.
     ending: BTreeMap<u32, u32>,
     /// Processes that have ended and are to be buried.
     dead: BTreeSet<u32>,
@@ -199,7 +201,10 @@ impl Observer {
             let (ending, due) = {
                 let mut state = self.state();
                 state.watch_calls(watched);
-                (!state.ending.is_empty(), state.enforcement.due())
+                (
+                    state.ending.values().any(|looks| *looks > 0),
+                    state.enforcement.due(),
+                )
             };
             tokio::select! {
                 result = next(&mut events, |event| self.state().event(event)) => {
@@ -210,7 +215,7 @@ impl Observer {
                 }
                 () = changed(kube.as_deref()) => self.state().learned(),
                 () = until(due) => self.state().join(),
-                _ = farewell.tick(), if ending => self.state().farewell(),
+                _ = farewell.tick(), if ending => self.state().farewell(1),
                 _ = calls.tick(), if watched => self.hand_on(logged).await,
                 () = self.hub.changed() => {}
                 _ = tick.tick() => self.state().tick(),
@@ -862,15 +867,19 @@ impl State {
         }
     }
 
-    fn farewell(&mut self) {
+    /// Looks whether processes whose first thread has ended are gone: those that have at least so many quick looks left.
+    fn farewell(&mut self, least: u32) {
         let Self { ending, dead, .. } = self;
         ending.retain(|pid, looks| {
-            if !proc::runs(*pid) {
-                dead.insert(*pid);
-                return false;
+            if *looks < least {
+                return true;
             }
-            *looks -= 1;
-            *looks > 0
+            *looks = looks.saturating_sub(1);
+            let runs = proc::runs(*pid);
+            if !runs {
+                dead.insert(*pid);
+            }
+            runs
         });
         self.bury();
     }
@@ -890,6 +899,7 @@ impl State {
                 self.warn(format!("a counter slot can't be used again: {e}"));
             }
         }
+        self.farewell(0);
         self.connections_gone();
         if self.swept.elapsed() >= SWEEP {
             self.sweep();

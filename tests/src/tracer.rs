@@ -56,9 +56,10 @@ impl Tracer {
         let path: PathBuf = self.directory.path().join("calls");
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         // Its end is on the same line, or missing; or on a line of its own that begins with `<...`.
-        let calls = text.lines().filter_map(|line| line.split_once(' '));
+        let mut calls = text
+            .lines()
+            .filter_map(|line| Some(line.split_once(' ')?.1.trim()));
         let call = calls
-            .map(|(_, call)| call.trim())
             .rfind(|call| call.contains('(') && !call.starts_with("<..."))
             .with_context(|| format!("no call was seen: {text}"))?;
         let end = call.match_indices(',').map(|(at, _)| at);

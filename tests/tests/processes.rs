@@ -43,6 +43,40 @@ async fn the_first_call_of_a_new_replica_counts() -> Result<()> {
     Ok(())
 }
 
+/// A process whose first thread has ended goes on, and so does what is counted of it; it is forgotten when its last thread has ended, of
+/// which nothing tells.
+#[tokio::test]
+async fn the_first_thread_ends_first() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("headless", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let pid = raw.pid().context("it runs")?;
+    agent.until_watches(pid).await?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} writev 1")).await?;
+    let thread: u32 = raw.run("abdicate").await?.parse()?;
+    ensure!(thread != pid, "another thread goes on");
+    // Longer than the agent looks often whether it is gone.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    raw.run(&format!("call {fd} writev 3")).await?;
+    agent
+        .until("the call of the thread that goes on", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 2
+        })
+        .await?;
+    ensure!(agent.scrape().await?.map_entries("TARGETS") == 1);
+    raw.end().await?;
+    agent
+        .until("the process is forgotten", |scrape| {
+            scrape.map_entries("TARGETS") == 0
+                && scrape.sum("pendguard_replicas", &[]).unwrap_or(0) == 0
+                && scrape.pending(&pod.name, "would_reject") == 2
+        })
+        .await?;
+    agent.stop().await?;
+    Ok(())
+}
+
 /// While the agent is stopped the kernel goes on counting, also for replicas that come meanwhile, whatever they do.
 #[tokio::test]
 async fn an_agent_that_is_stopped_loses_nothing() -> Result<()> {

@@ -244,10 +244,10 @@ async fn more_sends_than_the_map_holds(agent: &Agent) -> Result<()> {
     let scrape = agent.scrape().await?;
     let full = [("reason", "full")];
     let full = scrape.sum("pendguard_enforcement_failures_total", &full);
+    let [admitted, rejected, _] = counts(&scrape, &pod);
     ensure!(
-        counts(&scrape, &pod) == [pending, blocked, 0] && full == Some(pending),
-        "{:?} and {full:?} of {pending} and {blocked}",
-        counts(&scrape, &pod)
+        [admitted, rejected] == [pending, blocked] && full == Some(pending),
+        "{admitted}, {rejected} and {full:?} of {pending} and {blocked}"
     );
     seen(
         "more rewritten sends under way than EDITS holds",
@@ -259,7 +259,8 @@ async fn more_sends_than_the_map_holds(agent: &Agent) -> Result<()> {
 /// was overwritten can't be put back: either counts.
 async fn from_memory_that_is_moved(agent: &Agent) -> Result<()> {
     let (pod, mut raw) = replica(agent, "moved").await?;
-    let requests = amount(3000, 500);
+    // Where two processors take turns on one, a program that tries again keeps the kernel from its end: few are tried there.
+    let requests = amount(3000, 150);
     let mut moves = 0;
     for call in CALLS {
         let before = agent.scrape().await?;

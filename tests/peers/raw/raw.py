@@ -21,13 +21,14 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PENDING = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d86af")  # Huffman: /source.v1.Source/PendingFn
 BLOCKED = bytes.fromhex("6107b6c2157ee15f71edb08562ed072752c986af")  # Huffman: /source.v1.Source/BlockedFn
 LIBC = ctypes.CDLL(None, use_errno=True)
+EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]  # `exit` of one thread, which libc has no function for
 
 sockets = {}  # descriptor -> (socket, its peer's reader)
 sent = {}  # descriptor -> what was sent
 crowd = []  # the ends of the connections that `many` made
 kept = []  # memory that must stay
-people = []  # the processes that `people` made, and the pipe that they wait for
-stuck = []  # the threads that `stuck` made, their connections, and what each sends
+people = []  # the processes that `gather` made, and the pipe that they wait for
+stuck = []  # the threads that `stick` made, their connections, and what each sends
 
 
 def frame(kind, flags, stream, payload):
@@ -59,16 +60,21 @@ class Reader(threading.Thread):
             self.data += data
 
 
+def connected():
+    """Both ends of a connection on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("")  # a name that the kernel finds
+        server.listen()
+        ours = socket.socket(socket.AF_UNIX)
+        ours.connect(server.getsockname())
+        return ours, server.accept()[0]
+
+
 def connect(kind, buffer):
     if kind == "pair":
         ours, theirs = socket.socketpair()
     elif kind == "unix":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind("")  # a name that the kernel finds
-            server.listen()
-            ours = socket.socket(socket.AF_UNIX)
-            ours.connect(server.getsockname())
-            theirs = server.accept()[0]
+        ours, theirs = connected()
     else:
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
@@ -190,10 +196,15 @@ def moved(fd, call, first, count):
     return f"{moves} {left}"
 
 
-def many(count):
-    """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
+def allow_descriptors():
+    """As many as may be."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def many(count):
+    """As many connections, each with one request, which stay. Returns on how many the peer has what was sent."""
+    allow_descriptors()
     whole = 0
     for _ in range(count):
         ours, theirs = socket.socketpair()
@@ -272,14 +283,10 @@ def disperse():
 
 def stick(count):
     """As many threads, each in a send that begins with a request and that nobody reads. Returns when all are."""
+    allow_descriptors()
     threading.stack_size(64 << 10)
     for _ in range(count):
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind("")
-            server.listen()
-            ours = socket.socket(socket.AF_UNIX)
-            ours.connect(server.getsockname())
-            theirs = server.accept()[0]
+        ours, theirs = connected()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         begin = PREFACE + frame(4, 0, 0, b"")
         os.write(ours.fileno(), begin)
@@ -388,6 +395,23 @@ def storm(count):
     return count
 
 
+def abdicate():
+    """The process's first thread ends; another one goes on taking commands."""
+
+    def go_on():
+        print("ok", threading.get_native_id(), flush=True)
+        serve()
+        os._exit(0)
+
+    threading.Thread(target=go_on).start()
+    LIBC.syscall(EXIT, 0)
+
+
+def serve():
+    for line in sys.stdin:
+        print("ok", execute(line.split()), flush=True)
+
+
 def execute(words):
     command, rest = words[0], words[1:]
     if command == "connect":  # connect unix|tcp|pair [BUFFER]
@@ -441,6 +465,8 @@ def execute(words):
             os._exit(0)
         sent[int(rest[0])].extend(request(int(rest[2])))
         return os.waitpid(child, 0)[1]
+    if command == "abdicate":  # abdicate: `abdicate`
+        return abdicate()
     if command == "storm":  # storm N: `storm`
         return storm(int(rest[0]))
     if command == "received":  # received FD: bytes that the peer read so far
@@ -495,8 +521,7 @@ def main():
             execute(["call", str(fd), sys.argv[2], str(2 * i + 1)])
         return
     print("ready", os.getpid(), flush=True)
-    for line in sys.stdin:
-        print("ok", execute(line.split()), flush=True)
+    serve()
 
 
 main()
