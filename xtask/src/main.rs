@@ -92,7 +92,7 @@ enum Verb {
         report: Option<PathBuf>,
     },
     /// Run the privileged tests on other kernels, in virtual machines
-    Vm(vm::Options),
+    Vm(Box<vm::Options>),
     /// Fuzz the HTTP/2 parser
     Fuzz {
         /// How long, over all targets

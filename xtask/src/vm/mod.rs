@@ -18,7 +18,8 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context as _, Result, ensure};
@@ -163,6 +164,9 @@ pub struct Options {
     /// The same for people, as Markdown
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Put into the table and the files, too, what an earlier run wrote with --json, of kernels and lockdowns that don't run now
+    #[arg(long, value_name = "FILE")]
+    with: Option<PathBuf>,
     /// Run a program of this machine instead of tests; what follows are its arguments
     #[arg(
         long,
@@ -218,6 +222,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
         };
         report.add(prepared.on_all()?);
     }
+    let passed = report.rows.iter().all(Row::passed);
+    if let Some(path) = &options.with {
+        report.keep(path)?;
+    }
     print!("\n{}", report::table(&report.rows));
     if let Some(path) = &options.json {
         report.write_json(path)?;
@@ -225,7 +233,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.report {
         report.write_markdown(path)?;
     }
-    Ok(if report.rows.iter().all(Row::passed) {
+    Ok(if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -260,6 +268,7 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         keep: false,
         json: None,
         report: None,
+        with: None,
         exec: Vec::new(),
     };
     let prepared = Prepared::for_this_machine(workspace, &options)?;
@@ -282,6 +291,7 @@ struct Prepared<'a> {
     disk: PathBuf,
     /// The jobs, with the variant that each belongs to.
     jobs: Vec<(Variant, Job)>,
+    revision: String,
 }
 
 impl<'a> Prepared<'a> {
@@ -299,6 +309,7 @@ impl<'a> Prepared<'a> {
             init: init(workspace)?,
             disk: disk(workspace, &content)?,
             jobs,
+            revision: revision(workspace),
         })
     }
 
@@ -319,6 +330,7 @@ impl<'a> Prepared<'a> {
             init: init(built_for)?,
             disk: disk(built_for, &content)?,
             jobs,
+            revision: revision(workspace),
         })
     }
 
@@ -340,18 +352,32 @@ impl<'a> Prepared<'a> {
                 boots.push((kernel, *lockdown));
             }
         }
-        let mut report = Report::default();
-        for boots in boots.chunks(self.options.machines.into()) {
-            let results: Vec<_> = thread::scope(|scope| {
-                let machines: Vec<_> = boots
-                    .iter()
-                    .map(|boot| scope.spawn(|| self.on(*boot, boots.len() == 1)))
-                    .collect();
-                machines.into_iter().map(ScopedJoinHandle::join).collect()
-            });
-            for result in results {
-                report.add(result.unwrap_or_else(|panic| resume_unwind(panic))?);
+        let machines = boots.len().min(self.options.machines.into());
+        let next = AtomicUsize::new(0);
+        let one_after_another = || -> Result<Vec<(usize, Report)>> {
+            let mut reports = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(boot) = boots.get(i) else {
+                    return Ok(reports);
+                };
+                reports.push((i, self.on(*boot, machines == 1)?));
             }
+        };
+        let mut reports = Vec::new();
+        let results: Vec<_> = thread::scope(|scope| {
+            let machines: Vec<_> = (0..machines)
+                .map(|_| scope.spawn(one_after_another))
+                .collect();
+            machines.into_iter().map(ScopedJoinHandle::join).collect()
+        });
+        for result in results {
+            reports.extend(result.unwrap_or_else(|panic| resume_unwind(panic))?);
+        }
+        reports.sort_by_key(|(i, _)| *i);
+        let mut report = Report::default();
+        for (_, of_one) in reports {
+            report.add(of_one);
         }
         Ok(report)
     }
@@ -409,7 +435,13 @@ impl<'a> Prepared<'a> {
             let variable = ("PENDGUARD_TEST_LOCKDOWN".to_owned(), lockdown.to_owned());
             job.environment.push(variable);
         }
-        let mut hearing = Hearing::new(&jobs, (kernel, &name), &directory, &mut progress)?;
+        let mut hearing = Hearing::new(
+            &jobs,
+            (kernel, &name),
+            &self.revision,
+            &directory,
+            &mut progress,
+        )?;
         if !alone {
             hearing.mark = format!("{name}: ");
         }
@@ -429,6 +461,26 @@ impl<'a> Prepared<'a> {
             machine.remove_files()?;
         }
         Ok(report)
+    }
+}
+
+/// Of what is built; `unknown` where there is no git.
+fn revision(workspace: &Workspace) -> String {
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git
+            .args(arguments)
+            .current_dir(workspace.path(""))
+            .output()
+            .ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
+    match git(&["rev-parse", "--short=12", "HEAD"]) {
+        None => "unknown".to_owned(),
+        Some(revision) if changed.is_some_and(|files| files.is_empty()) => revision,
+        Some(revision) => revision + "+",
     }
 }
 
@@ -473,6 +525,7 @@ impl<'a> Hearing<'a> {
     fn new(
         jobs: &'a [(Variant, Job)],
         (kernel, name): (&Kernel, &str),
+        revision: &str,
         directory: &Path,
         progress: &'a mut Progress,
     ) -> Result<Self> {
@@ -483,11 +536,13 @@ impl<'a> Hearing<'a> {
         let rows = VARIANTS.into_iter().filter(used).map(|variant| Row {
             kernel: name.to_owned(),
             release: kernel.release.clone(),
+            revision: revision.to_owned(),
             variant,
             counts: Counts::default(),
             seconds: 0.0,
             failures: Vec::new(),
         });
+        let rows: Vec<_> = rows.collect();
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let path = directory.join("output.log");
         let log = File::create(&path).with_context(|| path.display().to_string())?;
@@ -497,7 +552,7 @@ impl<'a> Hearing<'a> {
             progress,
             log,
             mark: String::new(),
-            rows: rows.collect(),
+            rows,
             said: String::new(),
             name: name.to_owned(),
             release: kernel.release.clone(),

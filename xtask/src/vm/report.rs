@@ -1,20 +1,22 @@
 //! What came of it: a line for each kernel, tap and enforcer.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::Variant;
+use super::{VARIANTS, Variant};
 use crate::progress::Seconds;
 use crate::test::Counts;
 
 /// All that was learned.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// How the tests ended.
     pub rows: Vec<Row>,
@@ -23,7 +25,7 @@ pub struct Report {
 }
 
 /// What `pendguard doctor` says on a kernel.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct OnKernel {
     /// The kernel, as it was asked for.
     pub kernel: String,
@@ -38,6 +40,26 @@ impl Report {
     pub fn add(&mut self, other: Self) {
         self.rows.extend(other.rows);
         self.kernels.extend(other.kernels);
+    }
+
+    /// Adds what an earlier run wrote as JSON, as far as it is about kernels that did not run now, and puts all in order.
+    pub fn keep(&mut self, path: &Path) -> Result<()> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let earlier: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no table of an earlier run", path.display()))?;
+        self.add_others(earlier);
+        Ok(())
+    }
+
+    fn add_others(&mut self, earlier: Self) {
+        let ran: BTreeSet<String> = self.rows.iter().map(|row| row.kernel.clone()).collect();
+        let other = |kernel: &String| !ran.contains(kernel);
+        self.rows
+            .extend(earlier.rows.into_iter().filter(|row| other(&row.kernel)));
+        self.kernels
+            .extend(earlier.kernels.into_iter().filter(|on| other(&on.kernel)));
+        self.rows.sort_by_key(|row| in_order(&row.kernel));
+        self.kernels.sort_by_key(|on| in_order(&on.kernel));
     }
 
     /// For a program.
@@ -82,7 +104,9 @@ impl Report {
         );
         markdown_table(&mut text, heading, kernels);
         text.push_str("\n## How the tests ended\n\n");
-        let heading = ["kernel", "tap", "enforcer", "passed", "failed", "result"];
+        let heading = [
+            "kernel", "tap", "enforcer", "passed", "failed", "revision", "result",
+        ];
         let rows = self.rows.iter().map(|row| {
             [
                 row.kernel.clone(),
@@ -90,6 +114,7 @@ impl Report {
                 row.variant.enforcer.to_owned(),
                 row.counts.passed.to_string(),
                 row.counts.failed.to_string(),
+                format!("`{}`", row.revision),
                 if row.passed() {
                     "ok".to_owned()
                 } else {
@@ -171,12 +196,14 @@ fn markdown_table<const N: usize>(
 }
 
 /// A kernel and a variant of the agent, and what the tests said of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The kernel, as it was asked for.
     pub kernel: String,
     /// What it calls itself.
     pub release: String,
+    /// What was built: the repository's revision, with a `+` where files differed from it.
+    pub revision: String,
     /// How the agent worked.
     #[serde(flatten)]
     pub variant: Variant,
@@ -193,6 +220,30 @@ impl Row {
     /// Whether everything went well.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()
+    }
+}
+
+/// By version, then by what follows it (`6.12`, `6.12 integrity`, `6.12-arm64`).
+fn in_order(kernel: &str) -> (Vec<u32>, String) {
+    let end = kernel.find(|c: char| c != '.' && !c.is_ascii_digit());
+    let (version, rest) = kernel.split_at(end.unwrap_or(kernel.len()));
+    let numbers = version.split('.').filter_map(|part| part.parse().ok());
+    (numbers.collect(), rest.to_owned())
+}
+
+/// One of those that there are.
+impl<'de> Deserialize<'de> for Variant {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Names {
+            tap: String,
+            enforcer: String,
+        }
+        let Names { tap, enforcer } = Names::deserialize(from)?;
+        VARIANTS
+            .into_iter()
+            .find(|it| it.tap == tap && it.enforcer == enforcer)
+            .ok_or_else(|| D::Error::custom(format!("the agent works in no way {tap}/{enforcer}")))
     }
 }
 
@@ -236,4 +287,67 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(kernel: &str, variant: Variant, revision: &str) -> Row {
+        Row {
+            kernel: kernel.to_owned(),
+            release: "6.12.1-amd64".to_owned(),
+            revision: revision.to_owned(),
+            variant,
+            counts: Counts::default(),
+            seconds: 1.5,
+            failures: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_ran_now_takes_the_place_of_what_ran_earlier() {
+        let on = |kernel: &str| OnKernel {
+            kernel: kernel.to_owned(),
+            release: String::new(),
+            doctor: Value::Null,
+        };
+        let earlier = Report {
+            rows: vec![
+                row("6.12", VARIANTS[0], "old"),
+                row("6.12", VARIANTS[5], "old"),
+                row("6.12 integrity", VARIANTS[2], "old"),
+                row("5.10", VARIANTS[0], "old"),
+            ],
+            kernels: vec![on("6.12"), on("5.10")],
+        };
+        let text = serde_json::to_string(&earlier).unwrap();
+        let mut now = Report {
+            rows: vec![
+                row("7.2", VARIANTS[0], "new"),
+                row("6.12", VARIANTS[0], "new"),
+            ],
+            kernels: vec![on("6.12")],
+        };
+        now.add_others(serde_json::from_str(&text).unwrap());
+        let rows: Vec<_> = now
+            .rows
+            .iter()
+            .map(|row| (&*row.kernel, &*row.revision))
+            .collect();
+        let expected = [
+            ("5.10", "old"),
+            ("6.12", "new"),
+            ("6.12 integrity", "old"),
+            ("7.2", "new"),
+        ];
+        assert_eq!(rows, expected);
+        assert_eq!(now.rows[2].variant, VARIANTS[2]);
+        let kernels: Vec<_> = now.kernels.iter().map(|on| &*on.kernel).collect();
+        assert_eq!(kernels, ["5.10", "6.12"]);
+        // A tap that there never was.
+        let text = text.replace("fentry", "kprobe");
+        let error = serde_json::from_str::<Report>(&text).unwrap_err();
+        assert!(error.to_string().contains("kprobe/rewrite"), "{error}");
+    }
 }
