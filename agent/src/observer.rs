@@ -77,6 +77,8 @@ struct State {
     policy: Policy,
     methods: Vec<String>,
     resting: VecDeque<(Instant, u32)>,
+    /// Processes that were taken over as they were in the kernel, and their generations: events of their births may still be on the way.
+    resumed: BTreeSet<(u32, u64)>,
     /// Processes whose first thread has ended, and how many quick looks are left.
     ending: BTreeMap<u32, u32>,
     /// Processes that have ended and are to be buried.
@@ -132,6 +134,7 @@ impl Observer {
                 policy,
                 methods,
                 resting: VecDeque::new(),
+                resumed: BTreeSet::new(),
                 ending: BTreeMap::new(),
                 dead: BTreeSet::new(),
                 moving: BTreeMap::new(),
@@ -289,6 +292,8 @@ struct Replica {
 impl State {
     fn event(&mut self, event: ProcEvent) {
         match event.kind {
+            // Its slot would be given back twice.
+            event::EXEC | event::FORK if self.resumed.remove(&(event.tgid, event.generation)) => {}
             event::EXEC | event::FORK => {
                 // Whoever runs another program isn't the one that was enforced.
                 self.enforced_before.remove(&event.tgid);
@@ -316,6 +321,7 @@ impl State {
     fn resume(&mut self) {
         let targets: Vec<(u32, Target)> = self.tap.targets.iter().flatten().collect();
         for (tgid, target) in targets {
+            self.resumed.insert((tgid, target.generation));
             if !proc::runs(tgid) {
                 let _ = self.tap.targets.remove(&tgid);
                 self.rest(target.slot);
@@ -771,6 +777,8 @@ impl State {
     /// looked up for it, only keys are read (see `tap::counters`).
     fn sweep(&mut self) {
         self.swept = Instant::now();
+        // What was on the way has long been read.
+        self.resumed.clear();
         let connections = self.tap.connections.keys().flatten().map(|key| key.tgid);
         let strangers: BTreeSet<u32> = connections
             .chain(self.tap.answers.processes())
@@ -896,7 +904,8 @@ impl State {
                 self.warn(format!("histograms can't be used again: {e}"));
             }
             if let Err(e) = self.tap.free_slots.push(slot, 0) {
-                self.warn(format!("a counter slot can't be used again: {e}"));
+                let why = crate::errors::chain(&e);
+                self.warn(format!("a counter slot can't be used again: {why}"));
             }
         }
         self.farewell(0);

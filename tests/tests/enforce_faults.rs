@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, binary};
@@ -12,12 +13,14 @@ use pendguard_tests::enforcing::{
 use pendguard_tests::faults::seen;
 use pendguard_tests::peers::{Client, ClientKind, Source, SourceKind, SourceOptions};
 use pendguard_tests::protocol::Method;
+use pendguard_tests::raw::Raw;
 use pendguard_tests::replica::{Replica, client_options, source_options};
 use pendguard_tests::scale::{Scale, amount, scale};
 use pendguard_tests::stress::pair::Pair;
 use pendguard_tests::tracer::Tracer;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::process::Command;
 
 const ENFORCE: [&str; 2] = ["--mode", "enforce"];
@@ -364,6 +367,43 @@ async fn killed_under_load() -> Result<()> {
         after == [before[0], before[1] + calls, 0],
         "{before:?} {after:?}"
     );
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Processes that begin while no agent is there are known to the kernel, and told of: the next agent finds them twice. Each gives its
+/// counters back once, or two processes would count in the same ones.
+#[tokio::test]
+async fn processes_begin_while_no_agent_is_there() -> Result<()> {
+    let bpffs = BpfFs::mount()?;
+    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+    let [mut zero, mut one] = two("orphans", ClientKind::Tonic).await?;
+    until_rejected(&mut one).await?;
+    agent.kill().await?;
+    // More than there are counters in use, so that one too many would not fit.
+    let others = 300;
+    for _ in 0..others {
+        let status = Command::new("true").status().await?;
+        ensure!(status.success());
+    }
+    let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
+    // As the last: when its end is known, and its counters have rested, so have theirs.
+    let pod = Pod::mono_vertex("last", "1");
+    let mut last = Raw::start(pod.numa()).await?;
+    let pid = last.pid().context("it runs")?;
+    agent.until_watches(pid).await?;
+    last.end().await?;
+    let gone = agent
+        .until("it is forgotten", |scrape| {
+            scrape.map_entries("TARGETS") <= 2
+        })
+        .await?;
+    ensure!(gone.events_lost().is_some(), "{gone:?}");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let status = agent.status().await?;
+    ensure!(status["warnings"] == json!([]), "{status}");
+    all(&mut zero, 100, true).await?;
+    all(&mut one, 100, false).await?;
     agent.stop().await?;
     Ok(())
 }
