@@ -13,6 +13,21 @@ pub fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
+unsafe extern "C" {
+    /// Where the program's file lies in memory, and where its code ends: the linker's (ld's default script, and lld's).
+    static __executable_start: u8;
+    static etext: u8;
+}
+
+/// The same of the program's code: what loaded programs, read types and parsed flags is not needed for weeks. What is, comes back from the
+/// page cache as it is used.
+pub fn forget_code() {
+    let begin = &raw const __executable_start;
+    let len = (&raw const etext).addr().saturating_sub(begin.addr());
+    // SAFETY: from one symbol to the other lies the program's file as the kernel has mapped it, read-only and for as long as it runs.
+    forget(unsafe { std::slice::from_raw_parts(begin, len) });
+}
+
 /// Has the kernel forget which pages of these octets, which are a part of the program's own file, were read: they count as resident otherwise, and
 /// nobody needs them any more. Who reads them again gets them from the file.
 pub fn forget(octets: &'static [u8]) {

@@ -191,6 +191,8 @@ impl Observer {
                 "looked through /proc"
             );
         }
+        crate::memory::give_back();
+        crate::memory::forget_code();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut farewell = tokio::time::interval(FAREWELL);
