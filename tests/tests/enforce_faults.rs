@@ -389,7 +389,7 @@ async fn processes_begin_while_no_agent_is_there() -> Result<()> {
     let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
     // As the last: when its end is known, and its counters have rested, so have theirs.
     let pod = Pod::mono_vertex("last", "1");
-    let mut last = Raw::start(pod.numa()).await?;
+    let last = Raw::start(pod.numa()).await?;
     let pid = last.pid().context("it runs")?;
     agent.until_watches(pid).await?;
     last.end().await?;
