@@ -378,7 +378,6 @@ async fn processes_begin_while_no_agent_is_there() -> Result<()> {
     let bpffs = BpfFs::mount()?;
     let agent = Agent::start_at(&bpffs.pins(), &ENFORCE).await?;
     let [mut zero, mut one] = two("orphans", ClientKind::Tonic).await?;
-    until_rejected(&mut one).await?;
     agent.kill().await?;
     // More than there are counters in use, so that one too many would not fit.
     let others = 300;

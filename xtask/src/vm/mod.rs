@@ -468,13 +468,7 @@ impl<'a> Prepared<'a> {
 fn revision(workspace: &Workspace) -> String {
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");
-        let output = git
-            .args(arguments)
-            .current_dir(workspace.path(""))
-            .output()
-            .ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| text.trim().to_owned())
+        process::probe(git.args(arguments).current_dir(workspace.path("")))
     };
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
     match git(&["rev-parse", "--short=12", "HEAD"]) {
@@ -542,7 +536,6 @@ impl<'a> Hearing<'a> {
             seconds: 0.0,
             failures: Vec::new(),
         });
-        let rows: Vec<_> = rows.collect();
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let path = directory.join("output.log");
         let log = File::create(&path).with_context(|| path.display().to_string())?;
@@ -552,7 +545,7 @@ impl<'a> Hearing<'a> {
             progress,
             log,
             mark: String::new(),
-            rows,
+            rows: rows.collect(),
             said: String::new(),
             name: name.to_owned(),
             release: kernel.release.clone(),
