@@ -447,6 +447,10 @@ impl State {
     /// Gives up the slot of a process that can't be asked any more. What a watched parent's child called is its
     /// replica's; otherwise nobody knows whose it was, and it counts as lost.
     fn abandon(&mut self, event: ProcEvent) {
+        // What it called is in nobody's slot, with what others called: it is counted as lost already.
+        if event.slot == 0 {
+            return;
+        }
         let slot = self.tap.slots.get(event.slot).unwrap_or(Slot::ZERO);
         let parent = (event.kind == event::FORK)
             .then(|| self.inventory.identity(event.parent).cloned())
@@ -466,6 +470,10 @@ impl State {
         let Ok(environ) = proc::environ(pid) else {
             return Seen::Gone;
         };
+        // One that has ended and isn't waited for has none any more.
+        if environ.is_empty() && !proc::runs(pid) {
+            return Seen::Gone;
+        }
         let class = identity::classify(&environ);
         if let Some(kube) = self.kube.clone() {
             return self.see_with(&kube, pid, class);

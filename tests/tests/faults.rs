@@ -168,6 +168,9 @@ async fn more_processes_than_the_map_holds() -> Result<()> {
         timed <= counted && timed + untimed >= counted && untimed > 0,
         "{timed} of {counted} calls timed, {untimed} untimed; {MAX_HISTOGRAMS} histograms"
     );
+    // Children that get no counters and are gone before they are looked at: what others called without any is not their parent's.
+    let scattered = one.run("scatter 200").await?;
+    ensure!(scattered == "200", "{scattered} of 200");
     let status = agent.command(&["status"]).await?;
     let status = String::from_utf8(status.stdout)?;
     ensure!(

@@ -77,6 +77,52 @@ async fn the_first_thread_ends_first() -> Result<()> {
     Ok(())
 }
 
+/// One whose first thread had ended before the agent began is found like any other.
+#[tokio::test]
+async fn the_first_thread_has_ended_before() -> Result<()> {
+    let pod = Pod::mono_vertex("beheaded", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let pid = raw.pid().context("it runs")?;
+    let thread: u32 = raw.run("abdicate").await?.parse()?;
+    ensure!(thread != pid, "another thread goes on");
+    let agent = Agent::start(&[]).await?;
+    agent.until_watches(pid).await?;
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} writev 1")).await?;
+    agent
+        .until("its call", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 1
+        })
+        .await?;
+    raw.end().await?;
+    agent.stop().await?;
+    Ok(())
+}
+
+/// A child that has called and ended, and that its parent doesn't wait for, has no environment any more when the agent looks at it: what it
+/// called is its parent's all the same.
+#[tokio::test]
+async fn nobody_waits_for_a_child_that_has_ended() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("careless", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    agent.until_watches(raw.pid().context("it runs")?).await?;
+    agent.signal(Signal::STOP)?;
+    let status = raw.run("leave_dead write 3").await?;
+    ensure!(status == "0", "the child failed: {status}");
+    agent.signal(Signal::CONT)?;
+    agent
+        .until("the child's calls", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 3
+        })
+        .await?;
+    let scrape = agent.scrape().await?;
+    ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
+    raw.end().await?;
+    agent.stop().await?;
+    Ok(())
+}
+
 /// While the agent is stopped the kernel goes on counting, also for replicas that come meanwhile, whatever they do.
 #[tokio::test]
 async fn an_agent_that_is_stopped_loses_nothing() -> Result<()> {

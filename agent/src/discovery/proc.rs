@@ -20,14 +20,41 @@ pub const MAX_ENVIRON: u64 = 6 * 1024 * 1024;
 
 /// The environment that a process was started with: `NAME=value` strings, each ended by a NUL.
 ///
-/// Empty for a kernel thread and for a process that ended but was not waited for. An error where it is larger than [`MAX_ENVIRON`].
+/// Empty, or an error, for a kernel thread and for a process that ended but was not waited for. An error where it is larger than
+/// [`MAX_ENVIRON`].
 pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
-    let path = format!("/proc/{pid}/environ");
-    let environ = limited(&path)?;
+    let environ = whole(&format!("/proc/{pid}/environ"));
+    // Where its first thread has ended, it shows no memory: that is an error on newer kernels.
+    let without_memory = match &environ {
+        Ok(environ) => environ.is_empty(),
+        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()),
+    };
+    if without_memory && let Some(environ) = of_another_thread(pid) {
+        return Ok(environ);
+    }
+    environ
+}
+
+/// Threads that are asked for their environment at most: one that is there has it, unless it ends just now.
+const THREADS: usize = 8;
+
+/// The environment as a thread shows it that goes on while the first one has ended.
+fn of_another_thread(pid: u32) -> Option<Vec<u8>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    threads
+        .flatten()
+        .filter(|thread| thread.file_name().to_str() != Some(&pid.to_string()))
+        .take(THREADS)
+        .filter_map(|thread| whole(&format!("{}/environ", thread.path().display())).ok())
+        .find(|environ| !environ.is_empty())
+}
+
+fn whole(path: &str) -> io::Result<Vec<u8>> {
+    let environ = limited(path)?;
     // A process that runs another program meanwhile takes its memory away between two reads, and half an environment is
     // somebody else's. The next look finds the new program's.
     if environ.last().is_some_and(|last| *last != 0) {
-        return limited(&path);
+        return limited(path);
     }
     Ok(environ)
 }

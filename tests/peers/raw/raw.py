@@ -387,6 +387,16 @@ def endless(mebibytes):
     return int(stat()[51]) - int(stat()[50])
 
 
+def scatter(count):
+    """As many children without a program of their own that end at once."""
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+    return count
+
+
 def storm(count):
     """As many processes that end at once."""
     for _ in range(count):
@@ -467,6 +477,8 @@ def execute(words):
         return os.waitpid(child, 0)[1]
     if command == "abdicate":  # abdicate: `abdicate`
         return abdicate()
+    if command == "scatter":  # scatter N: `scatter`
+        return scatter(int(rest[0]))
     if command == "storm":  # storm N: `storm`
         return storm(int(rest[0]))
     if command == "received":  # received FD: bytes that the peer read so far
@@ -498,7 +510,7 @@ def execute(words):
             os.dup2(opened, int(rest[1]))
             os.close(opened)
         return rest[1]
-    if command == "fork":  # fork CALL N: a child without a program of its own makes N calls on a connection of its own
+    if command in ("fork", "leave_dead"):  # fork CALL N: a child without a program of its own makes N calls on a connection of its own
         child = os.fork()
         if child == 0:
             ours, theirs = socket.socketpair()
@@ -507,6 +519,8 @@ def execute(words):
             for i in range(int(rest[1])):
                 send(ours.fileno(), rest[0], [request(2 * i + 1)])
             os._exit(0)
+        if command == "leave_dead":  # leave_dead CALL N: the same, and nobody takes note of its end
+            return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT).si_status
         return os.waitpid(child, 0)[1]
     if command == "exec":  # exec: the same program anew, in the same process
         os.execv(sys.executable, [sys.executable, __file__])
