@@ -22,6 +22,8 @@ use crate::engine::{self, Engine, Handle};
 use crate::export::Source;
 use crate::export::http::{self, ListenError};
 use crate::export::otlp::{self, Exporter};
+use crate::host::checks::{self, is_initial_pid_namespace};
+use crate::host::facts::{self, Known};
 use crate::observer::Observer;
 use crate::settings::{Discovery, Settings};
 use crate::tap::{Sights, Tap};
@@ -33,6 +35,7 @@ const ABANDON: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to stop.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    ensure_pid_namespace(facts::pid_namespace())?;
     // One thread for the observer, this one, and one for whoever asks: the agent is woken by scrapes and by processes that come and go, never
     // by calls. While the observer looks around, or loads programs, `/healthz` is answered all the same.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -77,6 +80,28 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     });
     runtime.shutdown_timeout(ABANDON);
     result
+}
+
+/// Why the agent doesn't start where it would see no process by the number that its programs see.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this is not the machine's own pid namespace, but pid:[{inode}]. {}",
+    checks::PID_NAMESPACE
+)]
+struct NotInitial {
+    inode: u64,
+}
+
+/// An agent that counts nothing must not look like one that has nothing to count.
+fn ensure_pid_namespace(found: Known<u64>) -> Result<(), NotInitial> {
+    match found {
+        Ok(inode) if !is_initial_pid_namespace(inode) => Err(NotInitial { inode }),
+        Ok(_) => Ok(()),
+        Err(reason) => {
+            warn!("can't tell whether this is the machine's own pid namespace: {reason}");
+            Ok(())
+        }
+    }
 }
 
 /// What discovery is at work with, as long as it lives.
@@ -276,6 +301,23 @@ mod tests {
     fn a_refusal_says_why_and_what_to_do() {
         let refused = NoEnforcer("no bpffs".to_owned()).to_string();
         for text in ["enforce", "no bpffs", "pendguard doctor", "audit"] {
+            assert!(refused.contains(text), "{refused}");
+        }
+    }
+
+    #[test]
+    fn another_pid_namespace_is_refused_and_what_to_do_is_said() {
+        assert_eq!(ensure_pid_namespace(Ok(0xeffffffc)), Ok(()));
+        assert_eq!(ensure_pid_namespace(Err("no /proc".to_owned())), Ok(()));
+        let refused = ensure_pid_namespace(Ok(4_026_532_000))
+            .unwrap_err()
+            .to_string();
+        for text in [
+            "pid:[4026532000]",
+            "hostPID: true",
+            "kind",
+            "--discover proc",
+        ] {
             assert!(refused.contains(text), "{refused}");
         }
     }
