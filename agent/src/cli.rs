@@ -208,6 +208,10 @@ pub struct RunArgs {
     #[arg(long, env = "PENDGUARD_NO_ANSWERS", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_answers: bool,
 
+    /// Put a Kubernetes Event on a pod, once, when its calls begin to be rejected; with discovery kube, and a service account that may create events
+    #[arg(long, env = "PENDGUARD_KUBE_EVENTS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub kube_events: bool,
+
     /// OpenTelemetry collector to which the metrics are sent over OTLP/gRPC, too: http://HOST:PORT [default: none]
     #[arg(long, value_name = "URL", env = "PENDGUARD_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<Endpoint>,

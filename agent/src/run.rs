@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::announce::{self, Announcer};
 use crate::api::server::ServeError;
 use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
@@ -41,7 +42,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
-        .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS)
+        .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS + 1)
         .build()
         .context("can't start the asynchronous runtime")?;
     let result = runtime.block_on(async {
@@ -65,11 +66,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             .context("the tap's thread")??;
         let methods = settings.methods.clone();
         let policy = settings.policy.clone();
-        let discovered = Discovered::begin(&settings.discovery);
+        let mut discovered = Discovered::begin(&settings.discovery);
         let kube = discovered.kube.clone();
         let observer = Observer::new(tap, methods, policy, enforcement, kube);
-        observer.warn(discovered.warning);
+        observer.warn(discovered.warning.take());
         let engine: Arc<dyn Engine> = Arc::clone(&observer) as _;
+        if settings.kube_events {
+            discovered.announce(&settings.discovery, Handle::new(Arc::clone(&engine)));
+        }
         let served = tokio::spawn(serve(engine, bound, settings.otlp.clone(), shutdown.wait()));
         // `/readyz` says when the observer has looked around.
         tokio::select! {
@@ -108,7 +112,7 @@ fn ensure_pid_namespace(found: Known<u64>) -> Result<(), NotInitial> {
 struct Discovered {
     kube: Option<Arc<Kube>>,
     warning: Option<String>,
-    _watches: JoinSet<()>,
+    watches: JoinSet<()>,
 }
 
 impl Discovered {
@@ -117,18 +121,28 @@ impl Discovered {
             Discovery::Proc(warning) => Self {
                 kube: None,
                 warning: warning.clone(),
-                _watches: JoinSet::new(),
+                watches: JoinSet::new(),
             },
             Discovery::Kube { access, node } => {
                 info!(node, "asking the API server about the pods of this node");
                 let kube = Kube::new();
                 Self {
-                    _watches: kube.follow(access, node, Timing::default()),
+                    watches: kube.follow(access, node, Timing::default()),
                     kube: Some(kube),
                     warning: None,
                 }
             }
         }
+    }
+
+    /// From now on, pods whose calls are rejected get an event.
+    fn announce(&mut self, discovery: &Discovery, engine: Handle) {
+        let (Discovery::Kube { access, node }, Some(kube)) = (discovery, &self.kube) else {
+            info!("no events: the API server is not asked, so there is nobody to take them");
+            return;
+        };
+        let announcer = Announcer::new(access.clone(), Arc::clone(kube), engine, node.clone());
+        self.watches.spawn(announcer.run(announce::INTERVAL));
     }
 }
 
@@ -285,6 +299,7 @@ mod tests {
             policy: Policy::new(Mode::Audit),
             methods: vec![DEFAULT_METHOD.to_owned()],
             answers: true,
+            kube_events: false,
             discovery: Discovery::Proc(None),
             tap: cli::Tap::Auto,
             enforcer: cli::Enforcer::Auto,
