@@ -41,7 +41,7 @@ struct Cli {
 enum Verb {
     /// Install what building needs; what is already there is left alone
     Setup {
-        /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, and the cargo tools
+        /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, what builds and runs the image, and the cargo tools
         #[arg(long)]
         tests: bool,
     },

@@ -34,7 +34,7 @@ pub async fn render(directory: &str) -> Result<String> {
 /// # Errors
 /// What it says.
 pub async fn render_at(directory: &Path) -> Result<String> {
-    let unpacked = target_directory().join("tools/kubernetes-client/usr/bin/kubectl");
+    let unpacked = target_directory().join("tools/kubectl/usr/bin/kubectl");
     let program = if unpacked.exists() {
         unpacked
     } else {

@@ -1,6 +1,6 @@
 //! kubectl, for its kustomize: the manifests are rendered with what their users render them with.
 //!
-//! Debian 12's is of 2021 and doesn't know components; that of the next release is unpacked, not installed.
+//! Debian 12 has one of 2021 (in kubernetes-client), which does not know components; that of the next release is unpacked, not installed.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,7 +13,7 @@ use super::step::{Job, Step};
 use crate::process;
 use crate::workspace::Workspace;
 
-const PACKAGE: &str = "kubernetes-client";
+const PACKAGE: &str = "kubectl";
 /// The release of Debian that has a newer one.
 const SUITE: &str = "trixie";
 /// Of kustomize: `labels` that go into templates came with 5.
