@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,6 +103,18 @@ pub enum Command {
     /// because the kernel would throw away what they have queued; they pass untouched, and a later `detach` removes the rest.
     /// Exit status: 0 if nothing is left, 1 if something had to stay, an agent runs, or it fails.
     Detach(DetachArgs),
+    /// Print the seccomp profile that a container of the agent needs, or install it for the kubelet
+    ///
+    /// Needs no privilege but to write there. Exit status: 0, or 1 if it can't be installed.
+    Seccomp(SeccompArgs),
+}
+
+/// Flags of `pendguard seccomp`.
+#[derive(Debug, Args)]
+pub struct SeccompArgs {
+    /// Write it to this directory as pendguard.json, instead: the kubelet's is /var/lib/kubelet/seccomp
+    #[arg(long, value_name = "DIR")]
+    pub install: Option<PathBuf>,
 }
 
 /// Flags of `pendguard detach`.
@@ -111,6 +123,14 @@ pub struct DetachArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+
+    /// Go on until nothing is left: wait for an agent that runs, and for connections that are behind the gate
+    #[arg(long, conflicts_with = "json")]
+    pub wait: bool,
+
+    /// The same, and then do nothing until SIGTERM or SIGINT: for a DaemonSet, whose containers must not end
+    #[arg(long, conflicts_with = "json")]
+    pub stay: bool,
 
     /// Where the agent pinned; an absolute path
     #[arg(long, value_name = "PATH", env = "PENDGUARD_PIN_DIR", default_value = PIN_DIR, value_parser = pin_dir)]
@@ -187,6 +207,10 @@ pub struct RunArgs {
     /// Don't follow answers: no durations, no codes, no pending counts, and none of what that costs
     #[arg(long, env = "PENDGUARD_NO_ANSWERS", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_answers: bool,
+
+    /// Put a Kubernetes Event on a pod, once, when its calls begin to be rejected; with discovery kube, and a service account that may create events
+    #[arg(long, env = "PENDGUARD_KUBE_EVENTS", value_parser = clap::builder::BoolishValueParser::new())]
+    pub kube_events: bool,
 
     /// OpenTelemetry collector to which the metrics are sent over OTLP/gRPC, too: http://HOST:PORT [default: none]
     #[arg(long, value_name = "URL", env = "PENDGUARD_OTLP_ENDPOINT")]
@@ -498,10 +522,17 @@ fn from_environment(error: &clap::Error, arguments: &[OsString]) -> Option<Strin
         .then(|| format!("note: the value comes from the environment variable {variable}"))
 }
 
-/// Only numbers: the agent looks up no names.
+/// Only numbers: the agent looks up no names. An IPv6 address needs no brackets: Kubernetes gives a pod its own without any, and there is always a
+/// port behind the last colon.
 fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse()
-        .map_err(|_| "not an IP address and a port, such as 127.0.0.1:9470 or [::]:9470 (names aren't looked up)")
+    let bare = || {
+        let (address, port) = text.rsplit_once(':')?;
+        let address: Ipv6Addr = address.parse().ok()?;
+        Some(SocketAddr::from((address, port.parse::<u16>().ok()?)))
+    };
+    text.parse().ok().or_else(bare).ok_or(
+        "not an IP address and a port, such as 127.0.0.1:9470 or [::]:9470 (names aren't looked up)",
+    )
 }
 
 fn pin_dir(text: &str) -> Result<PathBuf, &'static str> {
@@ -726,6 +757,33 @@ mod tests {
             Origin::Environment.written("discover", "kube"),
             "PENDGUARD_DISCOVER=kube"
         );
+    }
+
+    #[test]
+    fn where_metrics_are_served() {
+        for (text, address) in [
+            ("10.0.0.7:9470", "10.0.0.7:9470"),
+            ("[fd00::7]:9470", "[fd00::7]:9470"),
+            // $(POD_IP):9470
+            ("fd00::7:9470", "[fd00::7]:9470"),
+            ("2001:db8:1:2:3:4:5:6:9470", "[2001:db8:1:2:3:4:5:6]:9470"),
+            (":::9470", "[::]:9470"),
+        ] {
+            let listen = run(&["--metrics-listen", text]).unwrap().metrics_listen;
+            assert_eq!(listen.to_string(), address, "{text}");
+        }
+        for text in [
+            "fd00::7",
+            "2001:db8:1:2:3:4:5:6",
+            ":9470",
+            "fd00::7:",
+            "fd00::7:65536",
+        ] {
+            assert!(
+                refused(&["--metrics-listen", text]).contains("--metrics-listen"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Everything the binary does is in here, so that tests reach it; `main.rs` only says in which order.
 
+pub mod announce;
 pub mod api;
 pub mod calls;
 pub mod cli;

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Watch(arguments) => commands::watch::run(&arguments).into(),
         Command::Mode(arguments) => commands::mode::run(&arguments).into(),
         Command::Detach(arguments) => commands::detach::run(&arguments).into(),
+        Command::Seccomp(arguments) => commands::seccomp::run(&arguments).into(),
         Command::Doctor(arguments) => {
             commands::doctor::run(&arguments, Some(tap::probe::all)).into()
         }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::announce::{self, Announcer};
 use crate::api::server::ServeError;
 use crate::api::socket::{ApiSocket, SocketError};
 use crate::api::{self, About};
@@ -22,6 +23,8 @@ use crate::engine::{self, Engine, Handle};
 use crate::export::Source;
 use crate::export::http::{self, ListenError};
 use crate::export::otlp::{self, Exporter};
+use crate::host::checks::{self, is_initial_pid_namespace};
+use crate::host::facts::{self, Known};
 use crate::observer::Observer;
 use crate::settings::{Discovery, Settings};
 use crate::tap::{Sights, Tap};
@@ -33,12 +36,13 @@ const ABANDON: Duration = Duration::from_secs(1);
 
 /// Runs the agent until it is told to stop.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    ensure_pid_namespace(facts::pid_namespace())?;
     // One thread for the observer, this one, and one for whoever asks: the agent is woken by scrapes and by processes that come and go, never
     // by calls. While the observer looks around, or loads programs, `/healthz` is answered all the same.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
-        .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS)
+        .max_blocking_threads(engine::CALLERS + 1 + otlp::RESOLVERS + 1)
         .build()
         .context("can't start the asynchronous runtime")?;
     let result = runtime.block_on(async {
@@ -62,11 +66,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             .context("the tap's thread")??;
         let methods = settings.methods.clone();
         let policy = settings.policy.clone();
-        let discovered = Discovered::begin(&settings.discovery);
+        let mut discovered = Discovered::begin(&settings.discovery);
         let kube = discovered.kube.clone();
         let observer = Observer::new(tap, methods, policy, enforcement, kube);
-        observer.warn(discovered.warning);
+        observer.warn(discovered.warning.take());
         let engine: Arc<dyn Engine> = Arc::clone(&observer) as _;
+        if settings.kube_events {
+            discovered.announce(&settings.discovery, Handle::new(Arc::clone(&engine)));
+        }
         let served = tokio::spawn(serve(engine, bound, settings.otlp.clone(), shutdown.wait()));
         // `/readyz` says when the observer has looked around.
         tokio::select! {
@@ -79,11 +86,33 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     result
 }
 
+/// Why the agent doesn't start where it would see no process by the number that its programs see.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this is not the machine's own pid namespace, but pid:[{inode}]. {}",
+    checks::PID_NAMESPACE
+)]
+struct NotInitial {
+    inode: u64,
+}
+
+/// An agent that counts nothing must not look like one that has nothing to count.
+fn ensure_pid_namespace(found: Known<u64>) -> Result<(), NotInitial> {
+    match found {
+        Ok(inode) if !is_initial_pid_namespace(inode) => Err(NotInitial { inode }),
+        Ok(_) => Ok(()),
+        Err(reason) => {
+            warn!("can't tell whether this is the machine's own pid namespace: {reason}");
+            Ok(())
+        }
+    }
+}
+
 /// What discovery is at work with, as long as it lives.
 struct Discovered {
     kube: Option<Arc<Kube>>,
     warning: Option<String>,
-    _watches: JoinSet<()>,
+    watches: JoinSet<()>,
 }
 
 impl Discovered {
@@ -92,18 +121,28 @@ impl Discovered {
             Discovery::Proc(warning) => Self {
                 kube: None,
                 warning: warning.clone(),
-                _watches: JoinSet::new(),
+                watches: JoinSet::new(),
             },
             Discovery::Kube { access, node } => {
                 info!(node, "asking the API server about the pods of this node");
                 let kube = Kube::new();
                 Self {
-                    _watches: kube.follow(access, node, Timing::default()),
+                    watches: kube.follow(access, node, Timing::default()),
                     kube: Some(kube),
                     warning: None,
                 }
             }
         }
+    }
+
+    /// From now on, pods whose calls are rejected get an event.
+    fn announce(&mut self, discovery: &Discovery, engine: Handle) {
+        let (Discovery::Kube { access, node }, Some(kube)) = (discovery, &self.kube) else {
+            info!("no events: the API server is not asked, so there is nobody to take them");
+            return;
+        };
+        let announcer = Announcer::new(access.clone(), Arc::clone(kube), engine, node.clone());
+        self.watches.spawn(announcer.run(announce::INTERVAL));
     }
 }
 
@@ -260,6 +299,7 @@ mod tests {
             policy: Policy::new(Mode::Audit),
             methods: vec![DEFAULT_METHOD.to_owned()],
             answers: true,
+            kube_events: false,
             discovery: Discovery::Proc(None),
             tap: cli::Tap::Auto,
             enforcer: cli::Enforcer::Auto,
@@ -276,6 +316,23 @@ mod tests {
     fn a_refusal_says_why_and_what_to_do() {
         let refused = NoEnforcer("no bpffs".to_owned()).to_string();
         for text in ["enforce", "no bpffs", "pendguard doctor", "audit"] {
+            assert!(refused.contains(text), "{refused}");
+        }
+    }
+
+    #[test]
+    fn another_pid_namespace_is_refused_and_what_to_do_is_said() {
+        assert_eq!(ensure_pid_namespace(Ok(0xeffffffc)), Ok(()));
+        assert_eq!(ensure_pid_namespace(Err("no /proc".to_owned())), Ok(()));
+        let refused = ensure_pid_namespace(Ok(4_026_532_000))
+            .unwrap_err()
+            .to_string();
+        for text in [
+            "pid:[4026532000]",
+            "hostPID: true",
+            "kind",
+            "--discover proc",
+        ] {
             assert!(refused.contains(text), "{refused}");
         }
     }

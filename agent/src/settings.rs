@@ -27,6 +27,8 @@ pub struct Settings {
     pub methods: Vec<String>,
     /// Whether answers are followed.
     pub answers: bool,
+    /// Whether pods are told that their calls are rejected, by an event.
+    pub kube_events: bool,
     /// Where replicas are discovered.
     pub discovery: Discovery,
     /// How sends are to be observed.
@@ -195,6 +197,7 @@ impl Settings {
             policy,
             methods,
             answers: !arguments.no_answers,
+            kube_events: arguments.kube_events,
             discovery,
             tap: arguments.tap,
             enforcer: arguments.enforcer,
@@ -297,6 +300,15 @@ mod tests {
         };
         assert_eq!(rule.mode, defaults.policy.default);
         assert_eq!(rule.answer, defaults.policy.answer);
+    }
+
+    #[test]
+    fn the_manifests_count_and_reject_nothing() {
+        let file = include_str!("../../deploy/kustomize/base/pendguard.toml");
+        let settings = resolve(&[], file).unwrap();
+        assert!(!settings.policy.enforces());
+        assert_eq!(settings.policy.default, Mode::Audit);
+        assert_eq!(settings.methods, [DEFAULT_METHOD]);
     }
 
     #[test]

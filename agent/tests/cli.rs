@@ -49,6 +49,49 @@ fn run(command: &mut Command) -> Ran {
     }
 }
 
+/// As an init container does, and whoever installs profiles otherwise.
+#[test]
+fn the_seccomp_profile() {
+    let printed = run(&mut pendguard(&["seccomp"]));
+    assert_eq!((printed.status, &*printed.err), (0, ""));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let installed = run(&mut pendguard(&["seccomp", "--install", path]));
+    assert_eq!(installed.status, 0, "{}", installed.err);
+    let file = directory.path().join("pendguard.json");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), printed.out);
+    let nowhere = run(&mut pendguard(&["seccomp", "--install", "/nowhere/at/all"]));
+    assert_eq!(nowhere.status, 1);
+    assert!(
+        nowhere.err.contains("/nowhere/at/all/pendguard.json"),
+        "{}",
+        nowhere.err
+    );
+}
+
+/// Where nothing is pinned, waiting is over at once; staying ends with a signal, and well.
+#[test]
+fn detaching_where_nothing_is_pinned() {
+    let directory = tempfile::tempdir().unwrap();
+    let pins = directory.path().join("none");
+    let pins = pins.to_str().unwrap();
+    let waited = run(&mut pendguard(&["detach", "--wait", "--pin-dir", pins]));
+    assert_eq!(waited.status, 0, "{}", waited.err);
+    assert_eq!(waited.out, format!("nothing is pinned in {pins}\n"));
+    let mut stays = pendguard(&["detach", "--stay", "--pin-dir", pins])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(stays.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, waited.out);
+    assert!(stays.try_wait().unwrap().is_none(), "it stays");
+    let pid = Pid::from_raw(stays.id().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert_eq!(stays.wait().unwrap().code(), Some(0));
+}
+
 #[test]
 fn help_and_version_are_no_errors() {
     for arguments in [
@@ -60,6 +103,8 @@ fn help_and_version_are_no_errors() {
         &["mode", "--help"],
         &["top", "--help"],
         &["watch", "--help"],
+        &["detach", "--help"],
+        &["seccomp", "--help"],
     ] {
         let ran = run(&mut pendguard(arguments));
         assert_eq!(ran.status, 0, "{arguments:?}: {}", ran.err);

@@ -43,8 +43,9 @@ pub fn binary() -> Result<PathBuf> {
 /// A running agent.
 pub struct Agent {
     child: Child,
-    directory: TempDir,
+    _directory: TempDir,
     metrics: SocketAddr,
+    socket: PathBuf,
     log: tokio::task::JoinHandle<Vec<String>>,
 }
 
@@ -110,17 +111,39 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts an agent that has its address and its socket's path from elsewhere, and waits until it is ready.
+    pub async fn start_elsewhere(
+        command: Command,
+        metrics: SocketAddr,
+        socket: PathBuf,
+    ) -> Result<Self> {
+        let mut agent = Self::begin(command, tempfile::tempdir()?, metrics, socket)?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
     fn spawn_by(mut command: Command, arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let metrics = free_address()?;
-        let mut child = command
+        let socket = directory.path().join("api.sock");
+        command
             .args(["run", "--metrics-listen", &metrics.to_string()])
             .arg("--api-socket")
-            .arg(directory.path().join("api.sock"))
+            .arg(&socket)
             .args(arguments)
             // Never the node's own, where another agent may have pinned something.
             .env("PENDGUARD_PIN_DIR", directory.path().join("pins"))
-            .envs(env.iter().copied())
+            .envs(env.iter().copied());
+        Self::begin(command, directory, metrics, socket)
+    }
+
+    fn begin(
+        mut command: Command,
+        directory: TempDir,
+        metrics: SocketAddr,
+        socket: PathBuf,
+    ) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -141,8 +164,9 @@ impl Agent {
         });
         Ok(Self {
             child,
-            directory,
+            _directory: directory,
             metrics,
+            socket,
             log,
         })
     }
@@ -171,7 +195,7 @@ impl Agent {
 
     /// The socket of its API.
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("api.sock")
+        self.socket.clone()
     }
 
     /// A page of its HTTP server: status and body.

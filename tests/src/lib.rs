@@ -14,6 +14,7 @@ pub mod bpffs;
 pub mod cgroups;
 pub mod client;
 pub mod dashboard;
+pub mod deployment;
 pub mod enforcing;
 pub mod faults;
 pub mod lines;

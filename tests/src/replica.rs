@@ -1,5 +1,6 @@
 //! A replica of a source: what a pod runs, as processes.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -73,6 +74,48 @@ impl Replica {
     pub async fn start_in(pod: Pod, number: u32) -> Result<Self> {
         let (client, source) = (ClientKind::Tonic, SourceKind::Rust);
         Self::start_as(pod, number, client, source, None).await
+    }
+
+    /// A replica whose containers run as another user than root, as most do.
+    ///
+    /// # Errors
+    /// As of [`Replica::start`].
+    pub async fn start_as_user(workload: &str, number: u32, user: u32) -> Result<Self> {
+        let pod = Pod::mono_vertex(workload, &number.to_string());
+        let directory = tempfile::tempdir().context("a directory for the socket")?;
+        std::os::unix::fs::chown(directory.path(), Some(user), Some(user))?;
+        let user = user.to_string();
+        // The programs may lie where only root may look.
+        let launcher: Vec<OsString> = [
+            "setpriv",
+            "--reuid",
+            &user,
+            "--regid",
+            &user,
+            "--clear-groups",
+            "--inh-caps",
+            "+dac_read_search",
+            "--ambient-caps",
+            "+dac_read_search",
+            "--",
+        ]
+        .map(Into::into)
+        .into();
+        let kinds = (ClientKind::Tonic, SourceKind::Rust);
+        let mut options = source_options(&directory, kinds.1, &pod);
+        options.launch.launcher.clone_from(&launcher);
+        let source = Source::start(&options).await?;
+        let mut options = client_options(&pod);
+        options.launch.launcher = launcher;
+        let client = Client::start(kinds.0, &source.unix(), &options).await?;
+        Ok(Self {
+            number,
+            pod,
+            kinds,
+            source,
+            client,
+            directory,
+        })
     }
 
     async fn start_as(

@@ -9,6 +9,8 @@ mod build;
 mod demo;
 mod elf;
 mod fuzz;
+mod image;
+mod manifests;
 mod process;
 mod progress;
 mod rustup;
@@ -39,7 +41,7 @@ struct Cli {
 enum Verb {
     /// Install what building needs; what is already there is left alone
     Setup {
-        /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, and the cargo tools
+        /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, what builds and runs the image, and the cargo tools
         #[arg(long)]
         tests: bool,
     },
@@ -93,6 +95,14 @@ enum Verb {
     },
     /// Run the privileged tests on other kernels, in virtual machines
     Vm(Box<vm::Options>),
+    /// Build the agent's OCI image: target/image/pendguard.oci.tar
+    Image,
+    /// Write what of deploy/kustomize is made from other files, and render all of it
+    Manifests {
+        /// Write nothing, and fail where something differs
+        #[arg(long)]
+        check: bool,
+    },
     /// Fuzz the HTTP/2 parser
     Fuzz {
         /// How long, over all targets
@@ -120,6 +130,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             if tests {
                 setup.for_peers()?;
                 setup.for_dashboards()?;
+                setup.for_deployment()?;
                 setup.for_checks(&toolchain)?;
                 setup.for_fuzz()?;
             }
@@ -139,6 +150,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Test { fast, .. } => return test::run(&workspace, fast),
         Verb::Faults { report } => return test::faults::run(&workspace, report.as_deref()),
         Verb::Vm(options) => return vm::run(&workspace, &options),
+        Verb::Image => image::run(&workspace)?,
+        Verb::Manifests { check } => manifests::run(&workspace, check)?,
         Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
     }
     Ok(ExitCode::SUCCESS)

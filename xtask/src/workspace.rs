@@ -86,6 +86,11 @@ impl Workspace {
             .map_or(env::consts::ARCH, Architecture::rust)
     }
 
+    /// What programs are built for, as the compiler calls it.
+    pub fn triple(&self) -> &str {
+        &self.triple
+    }
+
     /// A path in the repository.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)

@@ -1,4 +1,4 @@
-//! The verbs that ask the agent: each asks, prints, and says the exit status.
+//! The verbs but `run`: each asks the agent or does its work, prints, and says the exit status.
 #![forbid(unsafe_code)]
 
 pub mod detach;
@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod mode;
 pub mod report;
 pub mod savings;
+pub mod seccomp;
 pub mod status;
 pub mod top;
 pub mod watch;

@@ -20,6 +20,16 @@ const CAP_BPF: u32 = 39;
 const INITIAL_USER_NAMESPACE: u64 = 0xeffffffd;
 const INITIAL_PID_NAMESPACE: u64 = 0xeffffffc;
 
+/// What to do in another pid namespace than the machine's.
+pub const PID_NAMESPACE: &str = "Programs know processes by their numbers in the machine's own pid namespace, so from another one nothing would be \
+     counted. In Kubernetes, set hostPID: true. A node that is a container itself (kind, k3d, minikube with a container driver) has a pid namespace \
+     of its own: there, run the agent on the machine below it, with --discover proc.";
+
+/// Whether a pid namespace of this inode is the machine's own.
+pub const fn is_initial_pid_namespace(inode: u64) -> bool {
+    inode == INITIAL_PID_NAMESPACE
+}
+
 /// The check of the programs on functions.
 const FENTRY: &str = "fentry_programs";
 /// Those of what each enforcer consists of, loaded for a trial.
@@ -220,7 +230,7 @@ fn architecture(architecture: &str) -> Check {
 
 fn pid_namespace(facts: &Facts) -> Check {
     let found = facts.pid_namespace.clone().map(|inode| {
-        let initial = inode == INITIAL_PID_NAMESPACE;
+        let initial = is_initial_pid_namespace(inode);
         (
             initial,
             if initial {
@@ -231,11 +241,7 @@ fn pid_namespace(facts: &Facts) -> Check {
             .to_owned(),
         )
     });
-    required(
-        "pid_namespace",
-        found,
-        "Other pods' processes are out of sight. In Kubernetes, set hostPID: true.",
-    )
+    required("pid_namespace", found, PID_NAMESPACE)
 }
 
 fn user_namespace(facts: &Facts) -> Check {

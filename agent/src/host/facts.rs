@@ -94,6 +94,11 @@ impl PinDir {
     }
 }
 
+/// Inode of our pid namespace.
+pub fn pid_namespace() -> Known<u64> {
+    Tree(Path::new("/")).namespace("pid")
+}
+
 /// Mounted cgroup hierarchies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cgroup {

@@ -17,7 +17,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -94,6 +94,10 @@ struct World {
     pieces: HashMap<String, Pieces>,
     faults: Faults,
     asked: Vec<Asked>,
+    /// Events that were created.
+    events: Vec<Value>,
+    /// Events that were refused.
+    refused_events: usize,
     /// Objects told, in lists and events.
     told: usize,
 }
@@ -124,6 +128,8 @@ impl ApiServer {
             pieces: HashMap::new(),
             faults: Faults::default(),
             asked: Vec::new(),
+            events: Vec::new(),
+            refused_events: 0,
             told: 0,
         };
         let mut server = Self {
@@ -151,6 +157,7 @@ impl ApiServer {
         let (send, bound) = std::sync::mpsc::channel();
         let router = Router::new()
             .route("/api/v1/{resource}", get(answer))
+            .route("/api/v1/namespaces/{namespace}/events", post(create_event))
             .with_state(Arc::clone(&self.shared));
         let address = self.address;
         runtime.spawn(async move {
@@ -261,6 +268,15 @@ impl ApiServer {
     /// Tells everybody who watches how far it is.
     pub fn bookmark(&self) {
         self.shared.bookmarks.send_modify(|n| *n += 1);
+    }
+
+    /// The events that were created, the first first.
+    pub fn events(&self) -> Vec<Value> {
+        self.world().events.clone()
+    }
+
+    pub fn refused_events(&self) -> usize {
+        self.world().refused_events
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -467,6 +483,40 @@ async fn answer(
         let _ = tokio::time::timeout(limit, watch.run(version)).await;
     });
     Body::from_stream(ReceiverStream::new(events)).into_response()
+}
+
+/// Takes an event, once a name, and only of the namespace that it is put into.
+async fn create_event(
+    State(shared): State<Arc<Shared>>,
+    Path(namespace): Path<String>,
+    body: Bytes,
+) -> Response {
+    let Ok(event) = serde_json::from_slice::<Value>(&body) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let mut world = shared.world.lock().unwrap();
+    let name = &event["metadata"]["name"];
+    let (code, value) = if let Some(code) = world.faults.refused.get("events").copied() {
+        world.refused_events += 1;
+        (code, status(code, "Refused", "events is refused", None))
+    } else if event["metadata"]["namespace"] != namespace
+        || event["involvedObject"]["namespace"] != namespace
+    {
+        let code = StatusCode::UNPROCESSABLE_ENTITY;
+        (code, status(code, "Invalid", "another namespace", None))
+    } else if world
+        .events
+        .iter()
+        .any(|known| known["metadata"]["name"] == *name)
+    {
+        let code = StatusCode::CONFLICT;
+        (code, status(code, "AlreadyExists", "it exists", None))
+    } else {
+        world.events.push(event.clone());
+        (StatusCode::CREATED, event)
+    };
+    drop(world);
+    answer_of(code, &value, None)
 }
 
 /// A whole answer, perhaps in chunks.

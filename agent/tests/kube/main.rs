@@ -1,5 +1,6 @@
 //! What the agent knows of the API server, against one that behaves as it is documented, and against one that doesn't.
 
+mod announce;
 mod apiserver;
 
 use std::collections::BTreeMap;

@@ -8,6 +8,7 @@ mod bpf_compiler;
 mod bpf_linker;
 mod cargo_tool;
 mod cross;
+mod kubectl;
 mod llvm;
 mod node;
 mod packages;
@@ -26,6 +27,7 @@ use self::bpf_compiler::FindBpfCompiler;
 use self::bpf_linker::InstallBpfLinker;
 use self::cargo_tool::CargoTool;
 use self::cross::FindCrossCompiler;
+use self::kubectl::FindKubectl;
 use self::llvm::FindLlvm;
 use self::node::FindNode;
 use self::packages::{Package, Packages, Probe};
@@ -152,6 +154,47 @@ impl<'a> Setup<'a> {
         };
         ensure(workspace, &mut progress, &font)?;
         Ok(())
+    }
+
+    /// What renders the manifests: a kubectl, and where it is.
+    pub fn for_manifests(&self) -> Result<PathBuf> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let mut progress = Progress::start("setup", 1);
+        let kubectl = ensure(workspace, &mut progress, &FindKubectl { workspace, apt })?;
+        Ok(kubectl.program)
+    }
+
+    /// What builds the image.
+    pub fn for_image(&self) -> Result<()> {
+        let mut progress = Progress::start("setup", 1);
+        let builder = Packages {
+            name: "image builder",
+            wanted: vec![
+                Package::new("buildah", Probe::Program("buildah")),
+                Package::new("binutils", Probe::Program("strip")),
+            ],
+            apt: self.apt.as_ref(),
+        };
+        ensure(self.workspace, &mut progress, &builder)?;
+        Ok(())
+    }
+
+    /// What the tests of manifests and image need besides: schemas, and what runs containers.
+    pub fn for_deployment(&self) -> Result<()> {
+        let mut progress = Progress::start("setup", 2);
+        let runtime = Packages {
+            name: "container runtime",
+            wanted: vec![Package::new("crun", Probe::Program("crun"))],
+            apt: self.apt.as_ref(),
+        };
+        ensure(self.workspace, &mut progress, &runtime)?;
+        ensure(
+            self.workspace,
+            &mut progress,
+            &Peer::schemas(self.workspace),
+        )?;
+        self.for_manifests()?;
+        self.for_image()
     }
 
     /// What the checks of `cargo xtask test` need besides.

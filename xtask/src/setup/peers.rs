@@ -105,6 +105,19 @@ impl Peer {
         ])
     }
 
+    /// Not a peer, but made the same way: what the manifests are judged by.
+    pub fn schemas(workspace: &Workspace) -> Self {
+        let requirements = workspace.path("tests/manifests/requirements.txt");
+        let venv = workspace.target("schemas");
+        Self {
+            name: "Kubernetes schemas",
+            inputs: vec![requirements.clone()],
+            stamp: venv.join("pendguard.stamp"),
+            output: venv.join("bin/python"),
+            recipe: Recipe::Python { venv, requirements },
+        }
+    }
+
     /// Those in Go: one program.
     pub fn go(workspace: &Workspace) -> Result<Self> {
         let directory = workspace.path("tests/peers/go");

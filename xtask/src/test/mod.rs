@@ -18,6 +18,8 @@ use self::report::{Outcome, Report};
 use crate::architecture::Architecture;
 use crate::build;
 use crate::fuzz;
+use crate::image;
+use crate::manifests;
 use crate::process;
 use crate::setup::{BpfToolchain, Setup};
 use crate::vm;
@@ -100,12 +102,14 @@ fn steps(
     report.check_or_skip("clippy of the BPF programs", || {
         lints::clippy_of_programs(workspace, &toolchain)
     })?;
+    report.check("manifests", || manifests::run(workspace, true))?;
     report.check("documentation", || lints::documentation(workspace))?;
     report.check("licences, bans, sources", || {
         supply_chain::policy(workspace)
     })?;
     report.check_or_skip("advisories", || supply_chain::advisories(workspace))?;
     report.check("agent", || build::agent(workspace))?;
+    report.check("image", || image::of_built(workspace))?;
     report.check("tests' programs", || {
         build::cases(workspace, &toolchain)?;
         build::test_programs(workspace)
@@ -153,6 +157,7 @@ fn set_up(workspace: &Workspace, fast: bool) -> Result<BpfToolchain> {
     let toolchain = setup.for_build()?;
     setup.for_peers()?;
     setup.for_dashboards()?;
+    setup.for_deployment()?;
     setup.for_checks(&toolchain)?;
     if !fast {
         setup.for_fuzz()?;
