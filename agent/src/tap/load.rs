@@ -23,7 +23,19 @@ pub fn bytes() -> &'static [u8] {
 
 /// An error and what caused it, in one line; of a verifier's log only the end.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let text = crate::errors::chain(error);
+    one_line(&crate::errors::chain(error))
+}
+
+fn one_line(text: &str) -> String {
+    // aya announces the log also where there is none: the kernel refused before it verified anything.
+    let text = text.trim_end();
+    let text = text.strip_suffix(". Verifier output:").unwrap_or(text);
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    let text = lines.join(" / ");
     match text.char_indices().nth_back(1500) {
         Some((cut, _)) => format!("… {}", &text[cut..]),
         None => text,
@@ -334,5 +346,25 @@ fn check_format(hook: &Hook, tracefs: &Path) -> Result<(), String> {
             f.name, f.size, f.offset
         )),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_s_log_is_one_line_and_no_log_is_not_announced() {
+        let refused = "the BPF_PROG_LOAD syscall returned Operation not permitted (os error 1)";
+        assert_eq!(one_line(&format!("{refused}. Verifier output: ")), refused);
+        assert_eq!(
+            one_line(
+                "refused. Verifier output: 0: (b7) r0 = 0\n\n  R0 !read_ok\nprocessed 1 insns\n"
+            ),
+            "refused. Verifier output: 0: (b7) r0 = 0 / R0 !read_ok / processed 1 insns"
+        );
+        let long = one_line(&format!("begin {}end", "x".repeat(2000)));
+        assert!(long.starts_with("… x") && long.ends_with("xend"), "{long}");
+        assert_eq!(long.chars().count(), 1503);
     }
 }
