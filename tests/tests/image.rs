@@ -1,16 +1,19 @@
 //! The image in containers that have what the manifests give them, and no more: audit, enforcement, uninstallation.
 //!
-//! Not here: what the kubelet, the runtime's own seccomp profile, AppArmor and SELinux add or forbid; `rewrite`, which takes a kernel without lockdown.
+//! Not here: what the kubelet, the runtime's own seccomp profile, AppArmor and SELinux add or forbid.
 
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::deployment::{Container, Image, Node, added, objects, pod_spec, run};
-use pendguard_tests::enforcing::{all, counts, until_rejected};
+use pendguard_tests::enforcing::{JOIN_LIMIT, all, counts, until_rejected};
 use pendguard_tests::privileges::paranoid;
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
+use pendguard_tests::scale::amount;
 use pendguard_tests::wait::wait_for;
+use rustix::system::uname;
 use serde_json::{Value, json};
 
 /// `nobody`: source pods seldom run as root.
@@ -20,18 +23,21 @@ const CALLS: u64 = 200;
 /// What enforces in the tests' namespace.
 const ENFORCE: &str = "mode = \"audit\"\n[[rule]]\nnamespace = \"test\"\nmode = \"enforce\"\n";
 const AUDIT: &str = "mode = \"audit\"\n";
-/// How long it is tried whether calls are rejected that can't be.
-const NEVER: Duration = Duration::from_secs(3);
 /// The largest that the image may be.
 const LIMIT: u64 = 25 << 20;
 /// The image's bill of materials.
 const SBOM: &str = "usr/share/doc/pendguard/sbom.cdx.json";
 
-/// The overlay for this node's kernel.
+/// What an overlay makes its pods of.
 async fn overlay(name: &str) -> Result<Value> {
-    let suffix = if paranoid()? { "-debian" } else { "" };
-    let objects = objects(&format!("kustomize/overlays/{name}{suffix}")).await?;
+    let objects = objects(&format!("kustomize/overlays/{name}")).await?;
     Ok(pod_spec(&objects)?.clone())
+}
+
+/// The same of the one that is for this node's kernel.
+async fn overlay_here(name: &str) -> Result<Value> {
+    let suffix = if paranoid()? { "-debian" } else { "" };
+    overlay(&format!("{name}{suffix}")).await
 }
 
 /// The agent's container in a pod.
@@ -124,7 +130,7 @@ fn what_is_in_it() -> Result<()> {
 #[tokio::test]
 async fn audit() -> Result<()> {
     let image = Image::unpack()?;
-    let pod = overlay("audit").await?;
+    let pod = overlay_here("audit").await?;
     let node = Node::new(AUDIT)?;
     // One that is there before, and one that comes later.
     let mut one = Replica::start_as_user("container-audit", 1, USER).await?;
@@ -150,15 +156,13 @@ async fn audit() -> Result<()> {
 #[tokio::test]
 async fn enforcement() -> Result<()> {
     let image = Image::unpack()?;
-    let pod = overlay("enforce-gate").await?;
+    let pod = overlay_here("enforce-gate").await?;
     let node = Node::new(ENFORCE)?;
     let mut zero = Replica::start_as_user("container-gate", 0, USER).await?;
     let mut one = Replica::start_as_user("container-gate", 1, USER).await?;
     let container = Container::start(&image, &node, &pod).await?;
     holds_only(&container, &pod)?;
-    let status = container.agent.status().await?;
-    ensure!(status["enforcer"] == "gate", "{status}");
-    ensure!(status["warnings"] == json!([]), "{status}");
+    enforces(&container, "gate").await?;
     until_rejected(&mut one).await?;
     let late = all(&mut one, CALLS, false).await?;
     all(&mut zero, CALLS, true).await?;
@@ -176,13 +180,80 @@ async fn enforcement() -> Result<()> {
     all(&mut one, CALLS, false).await?;
     container.agent.stop().await?;
 
+    let said = uninstall(&image, &node, &mut one).await?;
+    ensure!(said.contains("behind the gate"), "it waited: {said}");
+    all(&mut zero, CALLS, true).await?;
+    Ok(())
+}
+
+/// The same in the sender's buffer, where not a single call comes too early.
+#[tokio::test]
+async fn rewriting() -> Result<()> {
+    let image = Image::unpack()?;
+    let pod = overlay("enforce-rewrite").await?;
+    let node = Node::new(ENFORCE)?;
+    let mut zero = Replica::start_as_user("container-rewrite", 0, USER).await?;
+    let mut one = Replica::start_as_user("container-rewrite", 1, USER).await?;
+    let Some(container) = rewriter(&image, &node, &pod).await? else {
+        return Ok(());
+    };
+    holds_only(&container, &pod)?;
+    enforces(&container, "rewrite").await?;
+    until_rejected(&mut one).await?;
+    none_is_admitted(&mut one).await?;
+    all(&mut zero, CALLS, true).await?;
+    let scrape = container.agent.scrape().await?;
+    let [_, rejected, unresolved] = counts(&one, &scrape);
+    ensure!(
+        rejected == CALLS + 1 && unresolved == 0,
+        "{rejected} of {CALLS} and 1 rejected, {unresolved} unresolved"
+    );
+    ensure!(counts(&zero, &scrape) == [CALLS, 0, 0], "{scrape:?}");
+    container.agent.stop().await?;
+    none_is_admitted(&mut one).await?;
+
+    let container = Container::start(&image, &node, &pod).await?;
+    none_is_admitted(&mut one).await?;
+    container.agent.stop().await?;
+
     uninstall(&image, &node, &mut one).await?;
     all(&mut zero, CALLS, true).await?;
     Ok(())
 }
 
-/// As the DaemonSet does: nothing is rejected any more at once, and when the connections have closed nothing is left.
-async fn uninstall(image: &Image, node: &Node, one: &mut Replica) -> Result<()> {
+/// An agent that rewrites; `None` where the kernel doesn't allow it, which must be told.
+async fn rewriter(image: &Image, node: &Node, pod: &Value) -> Result<Option<Container>> {
+    let error = match Container::start(image, node, pod).await {
+        Ok(container) => return Ok(Some(container)),
+        Err(error) => format!("{error:#}"),
+    };
+    let lockdown = std::env::var("PENDGUARD_TEST_LOCKDOWN");
+    ensure!(
+        lockdown.as_deref() != Ok("none"),
+        "nothing forbids it: {error}"
+    );
+    let refused = "this node can't enforce: enforcer rewrite: the kernel refuses it";
+    ensure!(error.contains(refused), "{error}");
+    ensure!(!node.pins().exists(), "it leaves nothing behind");
+    println!("left out: the kernel does not let programs write to processes");
+    Ok(None)
+}
+
+async fn enforces(container: &Container, enforcer: &str) -> Result<()> {
+    let status = container.agent.status().await?;
+    ensure!(status["enforcer"] == enforcer, "{status}");
+    ensure!(status["warnings"] == json!([]), "{status}");
+    Ok(())
+}
+
+async fn none_is_admitted(one: &mut Replica) -> Result<()> {
+    let admitted = all(one, CALLS, false).await?;
+    ensure!(admitted == 0, "{admitted} of {CALLS} were admitted");
+    Ok(())
+}
+
+/// As the DaemonSet does: nothing is rejected any more at once, and when the connections have closed nothing is left. Returns what it said.
+async fn uninstall(image: &Image, node: &Node, one: &mut Replica) -> Result<String> {
     let objects = objects("kustomize/uninstall").await?;
     let pod = pod_spec(&objects)?;
     let seccomp = run(image, node, pod, "seccomp").await?;
@@ -202,50 +273,178 @@ async fn uninstall(image: &Image, node: &Node, one: &mut Replica) -> Result<()> 
     let detach = detach?;
     let said = String::from_utf8_lossy(&detach.stdout).into_owned();
     ensure!(detach.status.success(), "{detach:?}");
-    ensure!(said.contains("behind the gate"), "it waited: {said}");
     ensure!(!node.pins().exists(), "what is left: {said}");
-    Ok(())
+    Ok(said)
 }
 
-/// Of what an overlay adds, nothing can be left out: the agent ends, finds nobody, or rejects nothing. (On newer kernels, seen on 6.18, CAP_PERFMON
-/// opens `/proc/<pid>/environ`, too; there an audit may do without CAP_SYS_PTRACE. The gate's `pidfd_getfd` never does.)
 #[tokio::test]
-async fn each_capability_is_needed() -> Result<()> {
+async fn each_capability_is_needed_to_count() -> Result<()> {
     let image = Image::unpack()?;
-    let pod = overlay("enforce-gate").await?;
-    let mut one = Replica::start_as_user("container-less", 1, USER).await?;
-    let capabilities = added(&pod["containers"][0]);
-    ensure!(capabilities.len() >= 4, "{capabilities:?}");
-    for missing in &capabilities {
-        // Newer kernels take CAP_SYS_ADMIN for it (`bpf_token_capable`), older ones don't.
-        if missing == "NET_ADMIN" && capabilities.contains(&"SYS_ADMIN".to_owned()) {
-            continue;
+    let pod = overlay_here("audit").await?;
+    let one = Replica::start_as_user("container-less", 1, USER).await?;
+    let pid = one.client.pid();
+    // No audit needs it where another one does the same.
+    let spared = if reads_environments(pid)? {
+        &["SYS_PTRACE"][..]
+    } else {
+        &[]
+    };
+    Scenario {
+        image,
+        pod,
+        rejects: false,
+    }
+    .without_each(spared)
+    .await
+}
+
+#[tokio::test]
+async fn each_capability_is_needed_for_the_gate() -> Result<()> {
+    let image = Image::unpack()?;
+    let pod = overlay_here("enforce-gate").await?;
+    // From Linux 6.9 on CAP_SYS_ADMIN stands in for it (`bpf_token_capable`).
+    let spared = if paranoid()? && kernel()? >= (6, 9) {
+        &["NET_ADMIN"][..]
+    } else {
+        &[]
+    };
+    Scenario {
+        image,
+        pod,
+        rejects: true,
+    }
+    .without_each(spared)
+    .await
+}
+
+#[tokio::test]
+async fn each_capability_is_needed_to_rewrite() -> Result<()> {
+    let image = Image::unpack()?;
+    let pod = overlay("enforce-rewrite").await?;
+    let Some(container) = rewriter(&image, &Node::new(ENFORCE)?, &pod).await? else {
+        return Ok(());
+    };
+    container.agent.stop().await?;
+    Scenario {
+        image,
+        pod,
+        rejects: true,
+    }
+    .without_each(&[])
+    .await
+}
+
+/// Major and minor version of the kernel.
+fn kernel() -> Result<(u32, u32)> {
+    let uname = uname();
+    let release = uname.release().to_str()?;
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => anyhow::bail!("which version is {release}?"),
+    }
+}
+
+/// Whether CAP_PERFMON opens the environment of another user's process, as newer kernels let it (seen on 6.18).
+fn reads_environments(pid: u32) -> Result<bool> {
+    let output = Command::new("setpriv")
+        .args(["--bounding-set", "-all,+perfmon,+dac_read_search"])
+        .args(["--inh-caps", "-all", "--", "cat"])
+        .arg(format!("/proc/{pid}/environ"))
+        .output()?;
+    Ok(output.status.success() && !output.stdout.is_empty())
+}
+
+/// What an agent does in its overlay, and doesn't with less.
+struct Scenario {
+    image: Image,
+    pod: Value,
+    /// It rejects, or it counts.
+    rejects: bool,
+}
+
+impl Scenario {
+    /// How long it is tried whether calls are rejected that can't be, beside what it takes where they can be.
+    fn never() -> Duration {
+        amount(Duration::from_secs(3), Duration::from_secs(1))
+    }
+
+    /// Of what the overlay adds nothing can be left out but what is `spared` on this kernel: the agent ends, finds nobody, or rejects nothing.
+    async fn without_each(&self, spared: &[&str]) -> Result<()> {
+        let capabilities = added(&self.pod["containers"][0]);
+        ensure!(capabilities.len() >= 3, "{capabilities:?}");
+        let took = self.with(&capabilities, JOIN_LIMIT).await?;
+        let took = took.with_context(|| format!("nothing with all of {capabilities:?}"))?;
+        let limit = took + Self::never();
+        for missing in &capabilities {
+            if spared.contains(&missing.as_str()) {
+                println!("without {missing}: left out, this kernel has another one for it");
+                continue;
+            }
+            let mut others = capabilities.clone();
+            others.retain(|capability| capability != missing);
+            let works = self.with(&others, limit).await;
+            let works = works.with_context(|| format!("without {missing}"))?;
+            ensure!(works.is_none(), "{missing} is not needed");
         }
-        let node = Node::new(ENFORCE)?;
-        let mut less = pod.clone();
-        let others: Vec<_> = capabilities.iter().filter(|c| *c != missing).collect();
-        agent(&mut less)["securityContext"]["capabilities"]["add"] = json!(others);
-        match Container::start(&image, &node, &less).await {
+        Ok(())
+    }
+
+    /// How long it takes to do something with these, once it is ready; `None`: it doesn't within `limit`.
+    async fn with(&self, capabilities: &[String], limit: Duration) -> Result<Option<Duration>> {
+        // A replica of its own: what has been pinned for another one may still be in its way.
+        let mut one = Replica::start_as_user("container-less", 1, USER).await?;
+        let node = Node::new(if self.rejects { ENFORCE } else { AUDIT })?;
+        let mut pod = self.pod.clone();
+        agent(&mut pod)["securityContext"]["capabilities"]["add"] = json!(capabilities);
+        let container = match Container::start(&self.image, &node, &pod).await {
+            Ok(container) => container,
             Err(error) => {
                 let said = format!("{error:#}");
-                ensure!(
-                    said.contains("the agent ended"),
-                    "without {missing}: {said}"
-                );
+                ensure!(said.contains("the agent ended"), "{said}");
+                return Ok(None);
             }
-            Ok(container) => {
-                // With all of them it takes some milliseconds.
-                let rejected = wait_for("a call is rejected", NEVER, async || {
-                    let called = one.client.call(Method::PendingFn, 1).await?;
-                    Ok((called.ok == 0).then_some(()))
-                });
-                ensure!(rejected.await.is_err(), "{missing} is not needed");
-                let scrape = container.agent.scrape().await?;
-                let [_, rejected, _] = counts(&one, &scrape);
-                ensure!(rejected == 0, "{missing} is not needed: {scrape:?}");
-                container.agent.stop().await?;
-            }
-        }
+        };
+        let started = Instant::now();
+        let works = if self.rejects {
+            let rejected = wait_for("a call is rejected", limit, async || {
+                let called = one.client.call(Method::PendingFn, 1).await?;
+                Ok((called.ok == 0).then_some(()))
+            });
+            let some = rejected.await.is_ok();
+            let scrape = container.agent.scrape().await?;
+            let [_, rejected, _] = counts(&one, &scrape);
+            ensure!(some == (rejected > 0), "{scrape:?}");
+            some
+        } else {
+            // Whoever is there when it begins is counted from its first call on.
+            all(&mut one, CALLS, true).await?;
+            one.counted(&container.agent.scrape().await?) > 0
+        };
+        let took = started.elapsed();
+        container.agent.stop().await?;
+        Ok(works.then_some(took))
+    }
+}
+
+/// Where tracepoints take CAP_SYS_ADMIN the overlays without it are refused, and it is said why.
+#[tokio::test]
+async fn the_overlays_for_other_kernels_are_refused() -> Result<()> {
+    if !paranoid()? {
+        println!("left out: they are for this kernel");
+        return Ok(());
+    }
+    let image = Image::unpack()?;
+    for name in ["audit", "enforce-gate"] {
+        let node = Node::new(AUDIT)?;
+        let Err(error) = Container::start(&image, &node, &overlay(name).await?).await else {
+            anyhow::bail!("{name} runs without CAP_SYS_ADMIN");
+        };
+        let said = format!("{error:#}");
+        ensure!(
+            said.contains("the agent ended") && said.contains("perf_event_paranoid"),
+            "{name}: {said}"
+        );
     }
     Ok(())
 }
@@ -254,7 +453,7 @@ async fn each_capability_is_needed() -> Result<()> {
 #[tokio::test]
 async fn another_pid_namespace_is_refused() -> Result<()> {
     let image = Image::unpack()?;
-    let mut pod = overlay("audit").await?;
+    let mut pod = overlay_here("audit").await?;
     pod["hostPID"] = json!(false);
     let node = Node::new(AUDIT)?;
     let Err(error) = Container::start(&image, &node, &pod).await else {

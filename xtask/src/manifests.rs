@@ -52,16 +52,38 @@ pub fn run(workspace: &Workspace, check: bool) -> Result<()> {
         eprintln!("manifests: {}: written", workspace.display(&path));
     }
     for root in ROOTS {
-        let rendered = process::stdout(
-            Command::new(&kubectl)
-                .arg("kustomize")
-                .arg(workspace.path(root)),
-        )?;
+        let rendered = render(workspace, &kubectl, root)?;
         let kinds: Vec<_> = rendered
             .lines()
             .filter_map(|line| line.strip_prefix("kind: "))
             .collect();
         eprintln!("manifests: {root}: {}", kinds.join(" "));
+    }
+    Ok(())
+}
+
+/// What kubectl makes of one of [`ROOTS`].
+fn render(workspace: &Workspace, kubectl: &Path, root: &str) -> Result<String> {
+    let mut command = Command::new(kubectl);
+    process::stdout(command.arg("kustomize").arg(workspace.path(root)))
+}
+
+/// Renders all of it into `directory`, for machines without kubectl: `deploy/a/b` is `a/b.yaml` there. What is so already isn't touched.
+pub fn render_into(workspace: &Workspace, directory: &Path) -> Result<()> {
+    let kubectl = Setup::new(workspace).for_manifests()?;
+    for root in ROOTS {
+        let Some(name) = root.strip_prefix("deploy/") else {
+            continue;
+        };
+        let path = directory.join(format!("{name}.yaml"));
+        let rendered = render(workspace, &kubectl, root)?;
+        if fs::read_to_string(&path).is_ok_and(|found| found == rendered) {
+            continue;
+        }
+        let context = || path.display().to_string();
+        let parent = path.parent().with_context(context)?;
+        fs::create_dir_all(parent).with_context(context)?;
+        fs::write(&path, rendered).with_context(context)?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::image::Image;
+use crate::image;
+use crate::manifests;
 use crate::process;
 use crate::workspace::Workspace;
 
@@ -24,6 +26,9 @@ const PROGRAMS: [&str; 12] = [
     "setpriv",
     "mountpoint",
 ];
+
+/// What runs the image, and unpacks it: tar calls gzip.
+const RUNTIME: [&str; 3] = ["crun", "tar", "gzip"];
 
 /// Where a Python is, and its library.
 const PYTHON_SAYS: &str = "import sys, sysconfig
@@ -84,6 +89,25 @@ fn add_built(image: &mut Image, workspace: &Workspace) -> Result<()> {
     }
     image.add(&workspace.bpf_cases())?;
     image.add(&workspace.target("peers/go-peer"))
+}
+
+impl Content {
+    /// Adds what the test of the image takes besides: it, what runs it, and the manifests as kubectl renders them, which is too large to come along.
+    pub fn add_deployment(&mut self, workspace: &Workspace) -> Result<()> {
+        for program in RUNTIME {
+            self.image.add_program(program)?;
+        }
+        self.image.add(&image::archive(workspace))?;
+        let manifests = workspace.target("vm/manifests");
+        manifests::render_into(workspace, &manifests)?;
+        self.image.add(&manifests)?;
+        let variable = (
+            "PENDGUARD_MANIFESTS".to_owned(),
+            manifests.display().to_string(),
+        );
+        self.environment.push(variable);
+        Ok(())
+    }
 }
 
 /// Adds Python and Node, and says where programs are looked for.

@@ -69,7 +69,7 @@ const ENFORCING: [&str; 5] = ["enforce", "enforce_faults", "late", "privileges",
 const ONLY_WITH: [(&str, &str); 2] = [("privileges", "rewrite"), ("rewrite", "rewrite")];
 
 /// Those that are about tracepoints, about no tap, or about what is behind the tap and the same for each.
-const ONLY_TRACEPOINT: [&str; 11] = [
+const ONLY_TRACEPOINT: [&str; 12] = [
     "agent",
     "answers::every_server",
     "answers::left_alone",
@@ -80,8 +80,12 @@ const ONLY_TRACEPOINT: [&str; 11] = [
     "exactness::tonic_in_the_middle",
     "faults",
     "fixtures",
+    IMAGE,
     "parser",
 ];
+
+/// The test of the image: its containers have what the manifests say, and nothing of the variant that a job is told.
+const IMAGE: &str = "image";
 
 /// What runs in the machines; the programs are put on the disk.
 pub fn plan(
@@ -90,23 +94,47 @@ pub fn plan(
     tests: &[&str],
     content: &mut Content,
 ) -> Result<Vec<(Variant, Job)>> {
-    let Content { image, environment } = content;
-    environment.extend(options.env.iter().cloned());
     if !options.exec.is_empty() {
-        let job = exec_job(options, environment.clone())?;
-        image.add(Path::new(&job.program))?;
+        content.environment.extend(options.env.iter().cloned());
+        let job = exec_job(options, content.environment.clone())?;
+        content.image.add(Path::new(&job.program))?;
         return Ok(vec![(VARIANTS[0], job)]);
     }
-    let named: Vec<&str> = options.test.iter().map(String::as_str).collect();
-    let wanted = if named.is_empty() { tests } else { &named[..] };
-    let programs = selection(workspace, wanted)?;
+    let programs = selection(workspace, &wanted(options, tests))?;
     for (program, _) in &programs {
-        image.add(&program.path)?;
+        content.image.add(&program.path)?;
     }
+    if programs.iter().any(|(program, _)| program.name == IMAGE) {
+        ensure!(
+            workspace.other_machine().is_none(),
+            "the image is built, and tested, for this machine's architecture"
+        );
+        content.add_deployment(workspace)?;
+    }
+    content.environment.extend(options.env.iter().cloned());
     let agent = workspace.target("release/pendguard");
     let mut jobs = vec![(VARIANTS[0], programs_job(&agent, options))];
-    jobs.extend(test_jobs(workspace, options, &programs, environment));
+    jobs.extend(test_jobs(
+        workspace,
+        options,
+        &programs,
+        &content.environment,
+    ));
     Ok(jobs)
+}
+
+/// The tests that the user named, or these.
+fn wanted<'a>(options: &'a Options, tests: &[&'a str]) -> Vec<&'a str> {
+    if options.test.is_empty() {
+        return tests.to_vec();
+    }
+    options.test.iter().map(String::as_str).collect()
+}
+
+/// Whether the image is among what will be tested on this machine's architecture, and so must be built.
+pub fn need_image(options: &Options) -> bool {
+    let mut wanted = wanted(options, &TESTS).into_iter();
+    wanted.any(|test| test.split("::").next() == Some(IMAGE))
 }
 
 /// The test programs that were asked for, each with a filter.

@@ -210,6 +210,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
             if options.exec.is_empty() {
                 setup.for_peers()?;
                 build::run(workspace, true)?;
+                if jobs::need_image(options) {
+                    setup.for_deployment()?;
+                    crate::image::of_built(workspace)?;
+                }
             }
             Prepared::for_this_machine(workspace, options)?
         } else {
