@@ -325,7 +325,7 @@ impl State {
         for (tgid, target) in targets {
             self.resumed.insert((tgid, target.generation));
             if !proc::runs(tgid) {
-                let _ = self.tap.targets.remove(&tgid);
+                self.tap.targets.forget(tgid, target.generation);
                 self.rest(target.slot);
                 continue;
             }
@@ -407,7 +407,7 @@ impl State {
                     slot => Some(slot),
                 };
                 let Some(slot) = slot else {
-                    let _ = self.tap.targets.remove(&pid);
+                    self.tap.targets.forget(pid, event.generation);
                     self.unwatched += 1;
                     return None;
                 };
@@ -418,13 +418,14 @@ impl State {
                 };
                 self.watch(pid, replica, target, 0)
             }
+            // Also what is about to run another program, and has no environment meanwhile.
             Seen::Other => {
-                let _ = self.tap.targets.remove(&pid);
+                self.tap.targets.forget(pid, event.generation);
                 self.rest(event.slot);
                 None
             }
             Seen::Gone => {
-                let _ = self.tap.targets.remove(&pid);
+                self.tap.targets.forget(pid, event.generation);
                 self.abandon(event);
                 None
             }
@@ -718,10 +719,15 @@ impl State {
         if let Some(identity) = self.moving.remove(&pid) {
             log("replica gone", &identity, None);
         }
-        if self.inventory.slot(pid).is_none() {
+        let Some(slot) = self.inventory.slot(pid) else {
             return;
+        };
+        // Its number may be another's by now.
+        if let Ok(target) = self.tap.targets.get(&pid, 0)
+            && target.slot == slot
+        {
+            self.tap.targets.forget(pid, target.generation);
         }
-        let _ = self.tap.targets.remove(&pid);
         if let Some(identity) = self.inventory.identity(pid).cloned() {
             self.bank_lost(&identity, lost);
             let elsewhere: Vec<Slot> = self.enforcement.counted(pid).collect();

@@ -42,7 +42,12 @@ pub struct Raw {
 impl Raw {
     /// Starts it and waits until it reads commands.
     pub async fn start<'a>(env: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self> {
-        let mut child = command(env).spawn().context("python3")?;
+        Self::of(command(env)).await
+    }
+
+    /// The same of a command that becomes it.
+    pub async fn of(mut command: Command) -> Result<Self> {
+        let mut child = command.spawn().context("python3")?;
         let stdin = child.stdin.take().context("no standard input")?;
         let stdout = child.stdout.take().context("no standard output")?;
         let mut raw = Self {

@@ -10,7 +10,7 @@ use pendguard_tests::raw::{self, Raw};
 use pendguard_tests::scale::amount;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
 /// A process that connects, calls and ends as fast as it can.
 fn once(pod: &Pod, calls: u32) -> Result<Child> {
@@ -73,6 +73,42 @@ async fn the_first_thread_ends_first() -> Result<()> {
                 && scrape.pending(&pod.name, "would_reject") == 2
         })
         .await?;
+    agent.stop().await?;
+    Ok(())
+}
+
+/// Processes that run one program after the other, in the midst of which the agent looks at them: what they are in the end is watched, from
+/// the first call on.
+#[tokio::test]
+async fn one_program_after_the_other() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    for i in 0..amount(60, 6) {
+        let pod = Pod::mono_vertex(&format!("chain-{i}"), "1");
+        let last = raw::command(pod.numa());
+        let last = last.as_std();
+        let mut command = Command::new("env");
+        command
+            .args(["env"; 30])
+            .arg(last.get_program())
+            .args(last.get_args())
+            .env_clear()
+            .envs(
+                last.get_envs()
+                    .filter_map(|(key, value)| Some((key, value?))),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut raw = Raw::of(command).await?;
+        let fd = raw.connection("unix").await?;
+        raw.run(&format!("call {fd} writev 1")).await?;
+        agent
+            .until("its call", |scrape| {
+                scrape.pending(&pod.name, "would_reject") == 1
+            })
+            .await?;
+        raw.end().await?;
+    }
     agent.stop().await?;
     Ok(())
 }

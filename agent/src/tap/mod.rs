@@ -24,6 +24,7 @@ pub mod hooks;
 pub mod load;
 pub mod probe;
 pub mod sys;
+pub mod targets;
 pub mod tracefs;
 
 use std::os::fd::OwnedFd;
@@ -31,8 +32,8 @@ use std::path::Path;
 
 use agent_common::abi::answers::{MAX_ANSWERS, MAX_HISTOGRAMS};
 use agent_common::abi::{
-    ConnKey, Control, FOREIGN, MAX_CONNECTIONS, MAX_GATED, MAX_SLOTS, MAX_TARGETS, Slot, Target,
-    Totals, Tracked,
+    ConnKey, Control, FOREIGN, MAX_CONNECTIONS, MAX_GATED, MAX_SLOTS, MAX_TARGETS, Slot, Totals,
+    Tracked,
 };
 use agent_common::h2::paths::{PathError, PathTable};
 use agent_common::h2::substitute::{self, Substitute};
@@ -46,6 +47,7 @@ use self::hooks::{
     ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
 };
 use self::load::{Attached, Object, chain, io_error, map_error};
+pub use self::targets::Targets;
 use self::tracefs::TracefsError;
 use crate::enforce::gate::{GATED, Gate};
 use crate::enforce::pins::{self, PinError};
@@ -112,8 +114,6 @@ impl Enforcer {
 /// The map of the sources' ends of the connections that the gate stands before, by their own cookies.
 const GATE_SOCKETS: &str = "GATE";
 
-/// Watched processes.
-pub type Targets = HashMap<MapData, u32, Target>;
 /// Tracked connections, read as bytes (see [`agent_common::abi::tracked`]).
 pub type Connections = HashMap<MapData, ConnKey, [u8; size_of::<Tracked>()]>;
 
@@ -187,7 +187,7 @@ impl Maps<'_> {
             object: None,
             programs,
             maps,
-            targets: self.take("TARGETS")?,
+            targets: Targets::new((self.0)("TARGETS")?)?,
             connections: self.take("CONNECTIONS")?,
             free_slots: self.take("FREE_SLOTS")?,
             events: Some(self.take("EVENTS")?),

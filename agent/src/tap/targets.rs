@@ -1,0 +1,89 @@
+//! The table of watched processes. Agent and programs both write it.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use agent_common::abi::Target;
+use aya::maps::{HashMap, Map, MapData};
+use aya_obj::generated::bpf_cmd;
+
+use super::TapError;
+use super::load::{io_error, map_error};
+use super::sys::{bpf, nothing};
+
+const NAME: &str = "TARGETS";
+
+/// `BPF_NOEXIST`: an entry that the kernel has made meanwhile is newer.
+const NEW_ONLY: u64 = 1;
+
+/// Watched processes, by their numbers.
+pub struct Targets {
+    map: HashMap<MapData, u32, Target>,
+    fd: OwnedFd,
+}
+
+impl Targets {
+    /// That of an object, or of a pin directory.
+    pub fn new(map: Map) -> Result<Self, TapError> {
+        let fd = match &map {
+            Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned(),
+            _ => Err(io::Error::other("not a hash map")),
+        };
+        Ok(Self {
+            fd: fd.map_err(|e| io_error(NAME, &e))?,
+            map: HashMap::try_from(map).map_err(|e| map_error(NAME, &e))?,
+        })
+    }
+
+    /// Takes away the entry of a program that began then, in ns since boot. If the process runs a newer one, that one's stays: nobody would
+    /// make it again.
+    pub fn forget(&mut self, pid: u32, generation: u64) {
+        if matches!(self.map.get(&pid, 0), Ok(target) if target.generation > generation) {
+            return;
+        }
+        match self.take(pid) {
+            // It began just now. Until the entry is back, some µs, nothing of it is counted; if it has gone on to yet another program, that
+            // one's entry stands.
+            Ok(newer) if newer.generation > generation => {
+                let _ = self.map.insert(pid, newer, NEW_ONLY);
+            }
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(_) => {
+                let _ = self.map.remove(&pid);
+            }
+        }
+    }
+
+    /// Takes an entry away and says what it was, in one step (5.14).
+    fn take(&self, pid: u32) -> io::Result<Target> {
+        let mut taken = Target {
+            generation: 0,
+            epoch: 0,
+            slot: 0,
+            verdict: 0,
+        };
+        let mut attr = nothing();
+        attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(&pid) as u64;
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_mut(&mut taken) as u64;
+        // SAFETY: key and value are the map's, and outlive the call.
+        unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) }?;
+        Ok(taken)
+    }
+}
+
+impl Deref for Targets {
+    type Target = HashMap<MapData, u32, Target>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl DerefMut for Targets {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.map
+    }
+}
