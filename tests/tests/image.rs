@@ -140,11 +140,12 @@ async fn audit() -> Result<()> {
     for replica in [&mut zero, &mut one] {
         all(replica, CALLS, true).await?;
     }
-    let scrape = container.agent.scrape().await?;
-    for replica in [&zero, &one] {
-        let counted = replica.counted(&scrape);
-        ensure!(counted == CALLS, "{counted} of {CALLS}: {scrape:?}");
-    }
+    let agent = &container.agent;
+    agent
+        .until("all calls", |scrape| {
+            [&zero, &one].map(|replica| replica.counted(scrape)) == [CALLS; 2]
+        })
+        .await?;
     let status = container.agent.status().await?;
     ensure!(status["warnings"] == json!([]), "{status}");
     ensure!(!node.pins().exists(), "an audit pins nothing");
