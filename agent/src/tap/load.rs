@@ -270,7 +270,8 @@ impl Object {
         let failed = |e: ProgramError| chain(&e);
         match self.program(name)? {
             Program::TracePoint(program) => {
-                let id = program.attach(hook.category, hook.name).map_err(failed)?;
+                let attached = program.attach(hook.category, hook.name);
+                let id = attached.map_err(failed_on_tracepoint)?;
                 let link = program.take_link(id).map_err(failed)?;
                 // 5.15, as the programs: before, a perf event can't be pinned.
                 FdLink::try_from(link).map_err(|e| chain(&e))
@@ -293,13 +294,29 @@ const ENOTSUPP: i32 = 524;
 
 /// Why a program can't be attached to a function. The kernel may have taken it all the same: it looks at its functions only now.
 fn failed_on_function(error: ProgramError) -> String {
-    let text = chain(&error);
-    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+    explained(
+        &error,
+        ENOTSUPP,
+        "this kernel's functions can't call programs (arm64's can from Linux 6.4 on)",
+    )
+}
+
+/// Why a program can't be attached to a tracepoint.
+fn failed_on_tracepoint(error: ProgramError) -> String {
+    explained(
+        &error,
+        libc::EACCES,
+        "tracepoints take CAP_PERFMON, and CAP_SYS_ADMIN where kernel.perf_event_paranoid is above 2 (Debian, Ubuntu)",
+    )
+}
+
+/// An error, and what it means if this is the kernel's code for it.
+fn explained(error: &ProgramError, code: i32, meaning: &str) -> String {
+    let text = chain(error);
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
     let mut codes = causes.filter_map(|e| e.downcast_ref::<std::io::Error>()?.raw_os_error());
-    if codes.any(|code| code == ENOTSUPP) {
-        format!(
-            "{text}: this kernel's functions can't call programs (arm64's can from Linux 6.4 on)"
-        )
+    if codes.any(|found| found == code) {
+        format!("{text}: {meaning}")
     } else {
         text
     }
