@@ -30,6 +30,7 @@ use crate::policy::{ModeChange, Policy, Ruling, Say, unenforceable};
 use crate::tap::Tap;
 use crate::tap::answers::ByCode;
 use crate::tap::events::Events;
+use crate::tap::targets::NEW_ONLY;
 use crate::watch::{Call, Event, Hub, Subscription};
 
 /// How often the agent looks whether something is due.
@@ -48,8 +49,6 @@ const PASSES: usize = 5;
 const FAREWELLS: u32 = 20;
 /// How long between the quick looks.
 const FAREWELL: Duration = Duration::from_millis(50);
-/// `BPF_NOEXIST`: an entry that the kernel made meanwhile is newer.
-const NEW_ONLY: u64 = 1;
 /// `BPF_EXIST`: a process that has gone stays gone.
 const OLD_ONLY: u64 = 2;
 /// How often connections of processes that were never known, and are gone, are looked for.

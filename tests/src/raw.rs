@@ -20,7 +20,17 @@ pub fn script() -> PathBuf {
 
 /// A command that runs the script with this environment and no other `NUMAFLOW_*` variable.
 pub fn command<'a>(env: impl IntoIterator<Item = (&'a str, &'a str)>) -> Command {
-    let mut command = Command::new("python3");
+    command_behind(&[], env)
+}
+
+/// The same, of a program that becomes it: the first of `launcher`, with the others and the script's own as its arguments.
+pub fn command_behind<'a>(
+    launcher: &[&str],
+    env: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Command {
+    let words = [launcher, &["python3"]].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
     command
         .arg(script())
         .env_clear()

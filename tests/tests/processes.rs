@@ -10,7 +10,7 @@ use pendguard_tests::raw::{self, Raw};
 use pendguard_tests::scale::amount;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// A process that connects, calls and ends as fast as it can.
 fn once(pod: &Pod, calls: u32) -> Result<Child> {
@@ -84,22 +84,7 @@ async fn one_program_after_the_other() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     for i in 0..amount(60, 6) {
         let pod = Pod::mono_vertex(&format!("chain-{i}"), "1");
-        let last = raw::command(pod.numa());
-        let last = last.as_std();
-        let mut command = Command::new("env");
-        command
-            .args(["env"; 30])
-            .arg(last.get_program())
-            .args(last.get_args())
-            .env_clear()
-            .envs(
-                last.get_envs()
-                    .filter_map(|(key, value)| Some((key, value?))),
-            )
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true);
-        let mut raw = Raw::of(command).await?;
+        let mut raw = Raw::of(raw::command_behind(&["env"; 30], pod.numa())).await?;
         let fd = raw.connection("unix").await?;
         raw.run(&format!("call {fd} writev 1")).await?;
         agent

@@ -91,6 +91,12 @@ impl Workspace {
         &self.triple
     }
 
+    /// What git says of the repository; `None` where it is none, or git isn't there.
+    pub fn git(&self, arguments: &[&str]) -> Option<String> {
+        let mut git = Command::new("git");
+        process::probe(git.args(arguments).current_dir(&self.root))
+    }
+
     /// A path in the repository.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)

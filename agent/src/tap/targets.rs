@@ -15,7 +15,7 @@ use super::sys::{bpf, nothing};
 const NAME: &str = "TARGETS";
 
 /// `BPF_NOEXIST`: an entry that the kernel has made meanwhile is newer.
-const NEW_ONLY: u64 = 1;
+pub const NEW_ONLY: u64 = 1;
 
 /// Watched processes, by their numbers.
 pub struct Targets {

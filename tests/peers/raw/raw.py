@@ -510,7 +510,9 @@ def execute(words):
             os.dup2(opened, int(rest[1]))
             os.close(opened)
         return rest[1]
-    if command in ("fork", "leave_dead"):  # fork CALL N: a child without a program of its own makes N calls on a connection of its own
+    # fork CALL N: a child without a program of its own makes N calls on a connection of its own
+    # leave_dead CALL N: the same, and nobody takes note of its end
+    if command in ("fork", "leave_dead"):
         child = os.fork()
         if child == 0:
             ours, theirs = socket.socketpair()
@@ -519,7 +521,7 @@ def execute(words):
             for i in range(int(rest[1])):
                 send(ours.fileno(), rest[0], [request(2 * i + 1)])
             os._exit(0)
-        if command == "leave_dead":  # leave_dead CALL N: the same, and nobody takes note of its end
+        if command == "leave_dead":
             return os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT).si_status
         return os.waitpid(child, 0)[1]
     if command == "exec":  # exec: the same program anew, in the same process

@@ -118,7 +118,7 @@ fn labels(workspace: &Workspace) -> Vec<(&'static str, String)> {
             "Apache-2.0 AND (MIT OR GPL-2.0-only)".to_owned(),
         ),
     ];
-    if let Some(revision) = git(workspace, &["rev-parse", "HEAD"]) {
+    if let Some(revision) = workspace.git(&["rev-parse", "HEAD"]) {
         labels.push(("org.opencontainers.image.revision", revision));
     }
     labels
@@ -126,17 +126,10 @@ fn labels(workspace: &Workspace) -> Vec<(&'static str, String)> {
 
 /// When the commit was made that is built, in seconds: the same sources make the same image. 0 outside of a repository.
 fn commit_time(workspace: &Workspace) -> u64 {
-    git(workspace, &["log", "-1", "--format=%ct"])
+    workspace
+        .git(&["log", "-1", "--format=%ct"])
         .and_then(|text| text.parse().ok())
         .unwrap_or(0)
-}
-
-fn git(workspace: &Workspace, arguments: &[&str]) -> Option<String> {
-    process::probe(
-        Command::new("git")
-            .args(arguments)
-            .current_dir(workspace.path("")),
-    )
 }
 
 /// Where buildah works: apart from the machine's own images, and gone afterwards.

@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 
@@ -470,12 +470,8 @@ impl<'a> Prepared<'a> {
 
 /// Of what is built; `unknown` where there is no git.
 fn revision(workspace: &Workspace) -> String {
-    let git = |arguments: &[&str]| {
-        let mut git = Command::new("git");
-        process::probe(git.args(arguments).current_dir(workspace.path("")))
-    };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]);
-    match git(&["rev-parse", "--short=12", "HEAD"]) {
+    let changed = workspace.git(&["status", "--porcelain", "--untracked-files=no"]);
+    match workspace.git(&["rev-parse", "--short=12", "HEAD"]) {
         None => "unknown".to_owned(),
         Some(revision) if changed.is_some_and(|files| files.is_empty()) => revision,
         Some(revision) => revision + "+",
