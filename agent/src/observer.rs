@@ -467,8 +467,18 @@ impl State {
     }
 
     fn see(&mut self, pid: u32) -> Seen {
-        let Ok(environ) = proc::environ(pid) else {
-            return Seen::Gone;
+        let environ = match proc::environ(pid) {
+            Ok(environ) => environ,
+            Err(error) => {
+                if !proc::is_gone(&error) {
+                    // Without the pid: a pod may have as many such processes as it likes, and other warnings are to stay.
+                    self.warn(format!(
+                        "a process isn't watched, as its environment can't be read: {error}"
+                    ));
+                    tracing::debug!(pid, "its environment can't be read: {error}");
+                }
+                return Seen::Gone;
+            }
         };
         // One that has ended and isn't waited for has none any more.
         if environ.is_empty() && !proc::runs(pid) {

@@ -103,6 +103,11 @@ async fn an_endless_environment() -> Result<()> {
             scrape.pending(&pod.name, "would_reject") == 5
         })
         .await?;
+    let warnings = agent.status().await?["warnings"].to_string();
+    let told = warnings
+        .matches("environment can't be read: more than")
+        .count();
+    ensure!(told == 1, "{warnings}");
     let grown = agent.resident()?.saturating_sub(before) >> 20;
     ensure!(grown < 64, "the agent has grown by {grown} MiB");
     for raw in [beside, raw] {

@@ -27,12 +27,18 @@ pub fn environ(pid: u32) -> io::Result<Vec<u8>> {
     // Where its first thread has ended, it shows no memory: that is an error on newer kernels.
     let without_memory = match &environ {
         Ok(environ) => environ.is_empty(),
-        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()),
+        Err(error) => is_gone(error),
     };
     if without_memory && let Some(environ) = of_another_thread(pid) {
         return Ok(environ);
     }
     environ
+}
+
+/// Whether an error of [`environ`] says no more than that there is no such process any more, or that it has no memory.
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// Threads that are asked for their environment at most: one that is there has it, unless it ends just now.
@@ -80,7 +86,7 @@ fn limited(path: &str) -> io::Result<Vec<u8>> {
     if environ.len() as u64 > MAX_ENVIRON {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("{path} has more than {MAX_ENVIRON} octets"),
+            format!("more than {MAX_ENVIRON} octets"),
         ));
     }
     Ok(environ)
