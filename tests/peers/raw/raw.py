@@ -88,6 +88,15 @@ def connect(kind, buffer):
     return ours.fileno()
 
 
+def dial(path):
+    """A connection to who listens there, and reads."""
+    ours = socket.socket(socket.AF_UNIX)
+    ours.connect(path)
+    sockets[ours.fileno()] = (ours, None)
+    sent[ours.fileno()] = bytearray()
+    return ours.fileno()
+
+
 def send(fd, call, pieces):
     """One system call; returns how many bytes it took. Whatever becomes of it, memory must be as it was."""
     if call in ("write", "sendto"):
@@ -426,6 +435,8 @@ def execute(words):
     command, rest = words[0], words[1:]
     if command == "connect":  # connect unix|tcp|pair [BUFFER]
         return connect(rest[0], int(rest[1]) if len(rest) > 1 else 0)
+    if command == "dial":  # dial PATH
+        return dial(rest[0])
     if command == "send":  # send FD CALL HEX...
         return send(int(rest[0]), rest[1], [bytes.fromhex(piece) for piece in rest[2:]])
     if command == "start":  # start FD: preface and SETTINGS

@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 struct Fault(&'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const FAULTS: [Fault; 35] = [
+const FAULTS: [Fault; 36] = [
     Fault("more connections than the map CONNECTIONS holds", "traffic untouched; followed connections stay exact; the rest counted as `table_full`", "faults::more_connections_than_the_map_holds"),
     Fault("more answers than the maps ANSWERS and GONE hold", "calls counted, and counted as without a time", "faults::more_connections_than_the_map_holds"),
     Fault("more processes than the maps TARGETS and SLOTS hold, more durations than HISTOGRAMS", "traffic untouched; known replicas stay exact, what is not counted is counted as lost, new replicas are found afterwards", "faults::more_processes_than_the_map_holds"),
@@ -49,6 +49,7 @@ const FAULTS: [Fault; 35] = [
     Fault("the socket's buffer is full", "what was sent waits, and all of it arrives", "enforce_faults::a_full_socket"),
     Fault("partial sends, EAGAIN", "only what the kernel took counts", "sends::partial_and_refused_sends"),
     Fault("malformed HTTP/2", "counted by reason, traffic untouched", "sends::malformed_http2"),
+    Fault("valid, damaged and random streams through sockets behind the gate", "the source reads what the host's walk makes of them; behind what can't be followed, what was sent", "parser::socket::behind_the_gate_sockets_read_the_same"),
     Fault("another pod's identity claimed, replica 0 of it too", "numbers are false, no verdict on others' calls is", "hostile::a_claimed_identity_is_numbers_alone"),
     Fault("the environment changed after the start", "who it was when its program began", "hostile::an_environment_that_changes"),
     Fault("an environment of 2 GiB", "a bounded part is read, other pods stay exact", "hostile::an_endless_environment"),
