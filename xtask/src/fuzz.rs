@@ -1,7 +1,9 @@
 //! Fuzzes the parsers: every target for its share of the time.
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,8 +27,17 @@ const INPUT_TIMEOUT: &str = "-timeout=10";
 /// libFuzzer's word for where it left a failing input.
 const ARTIFACT: &str = "Test unit written to ";
 
-/// The verb `fuzz`: all targets, for `total` together.
-pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
+/// What became of a target.
+struct Fuzzed {
+    target: String,
+    /// What it does, as its file says.
+    about: String,
+    /// Inputs that it was given.
+    executions: u64,
+}
+
+/// The verb `fuzz`: all targets, for `total` together. A failure ends it.
+pub fn run(workspace: &Workspace, total: Duration, report: Option<&Path>) -> Result<()> {
     Setup::new(workspace).for_fuzz()?;
     let mut targets = Vec::new();
     for fuzzed in FUZZED {
@@ -40,17 +51,64 @@ pub fn run(workspace: &Workspace, total: Duration) -> Result<()> {
     for fuzzed in FUZZED {
         seed(workspace, &mut progress, fuzzed)?;
     }
-    let mut all = 0;
-    for (fuzzed, target) in &targets {
-        let executions = fuzz(workspace, &mut progress, fuzzed, target, share)?;
-        progress.done(target, &format!("{executions} executions, no failure"));
-        all += executions;
+    let mut done = Vec::new();
+    for (fuzzed, target) in targets {
+        let executions = fuzz(workspace, &mut progress, fuzzed, &target, share)?;
+        progress.done(&target, &format!("{executions} executions, no failure"));
+        done.push(Fuzzed {
+            about: about(workspace, fuzzed, &target)?,
+            target,
+            executions,
+        });
     }
+    let all: u64 = done.iter().map(|fuzzed| fuzzed.executions).sum();
     progress.say(format!(
         "{all} executions of {} targets, no failure",
-        targets.len()
+        done.len()
     ));
+    if let Some(path) = report {
+        let text = markdown(&done, share, &workspace.revision());
+        fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
     Ok(())
+}
+
+/// The comment that a target's file begins with.
+fn about(workspace: &Workspace, fuzzed: &str, target: &str) -> Result<String> {
+    let path = workspace
+        .path(fuzzed)
+        .join("fuzz/fuzz_targets")
+        .join(target)
+        .with_extension("rs");
+    let source = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let comment: Vec<_> = source
+        .lines()
+        .map_while(|line| line.strip_prefix("//! "))
+        .collect();
+    Ok(comment.join(" "))
+}
+
+fn markdown(done: &[Fuzzed], share: Duration, revision: &str) -> String {
+    let mut text = String::from(
+        "# Fuzzing\n\nMade by `cargo xtask fuzz --report FILE`, which ends at the first failure: what is here has none. Inputs grow from captured streams \
+         and the like (`seeds`); debug assertions and overflow checks are on.\n\n",
+    );
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "Revision `{revision}`, {} s a target.\n\n| target | what is compared | executions | failures |\n|---|---|---|---|",
+        share.as_secs()
+    );
+    for fuzzed in done {
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | 0 |",
+            fuzzed.target, fuzzed.about, fuzzed.executions
+        );
+    }
+    let all: u64 = done.iter().map(|fuzzed| fuzzed.executions).sum();
+    let _ = writeln!(text, "| all | | {all} | 0 |");
+    text
 }
 
 fn targets_of(workspace: &Workspace, fuzzed: &str) -> Result<Vec<String>> {
@@ -141,6 +199,23 @@ fn with_nightly(program: impl AsRef<OsStr>) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_has_every_target_and_the_sum() {
+        let fuzzed = |target: &str, executions| Fuzzed {
+            target: target.to_owned(),
+            about: "Any octets.".to_owned(),
+            executions,
+        };
+        let done = [fuzzed("walk", 40), fuzzed("late", 2)];
+        let text = markdown(&done, Duration::from_secs(30), "abc");
+        assert!(
+            text.contains("Revision `abc`, 30 s a target.\n\n| target"),
+            "{text}"
+        );
+        let rows = "| `walk` | Any octets. | 40 | 0 |\n| `late` | Any octets. | 2 | 0 |\n| all | | 42 | 0 |\n";
+        assert!(text.ends_with(rows), "{text}");
+    }
 
     #[test]
     fn the_count_of_executions_is_found() {

@@ -103,11 +103,14 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
-    /// Fuzz the HTTP/2 parser
+    /// Fuzz the HTTP/2 parser, and what the agent reads
     Fuzz {
         /// How long, over all targets
         #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+        /// Write a table to a file, as Markdown
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -152,7 +155,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Vm(options) => return vm::run(&workspace, &options),
         Verb::Image => image::run(&workspace)?,
         Verb::Manifests { check } => manifests::run(&workspace, check)?,
-        Verb::Fuzz { seconds } => fuzz::run(&workspace, Duration::from_secs(seconds))?,
+        Verb::Fuzz { seconds, report } => {
+            fuzz::run(&workspace, Duration::from_secs(seconds), report.as_deref())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

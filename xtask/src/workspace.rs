@@ -97,6 +97,16 @@ impl Workspace {
         process::probe(git.args(arguments).current_dir(&self.root))
     }
 
+    /// The repository's revision, with a `+` where files differ from it; `unknown` where there is no git.
+    pub fn revision(&self) -> String {
+        let changed = self.git(&["status", "--porcelain", "--untracked-files=no"]);
+        match self.git(&["rev-parse", "--short=12", "HEAD"]) {
+            None => "unknown".to_owned(),
+            Some(revision) if changed.is_some_and(|files| files.is_empty()) => revision,
+            Some(revision) => revision + "+",
+        }
+    }
+
     /// A path in the repository.
     pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)

@@ -146,7 +146,7 @@ fn steps(
         if !budget.has(FUZZ_MINUTES) {
             return Ok(Outcome::Skipped(budget.left()));
         }
-        fuzz::run(workspace, FUZZ_TIME)?;
+        fuzz::run(workspace, FUZZ_TIME, None)?;
         Ok(Outcome::Passed)
     })?;
     Ok(())

@@ -15,7 +15,7 @@ const SLOW: &str = "10";
 
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-pub const TESTS: [&str; 21] = [
+pub const TESTS: [&str; 22] = [
     "fixtures",
     "parser",
     "doctor",
@@ -37,6 +37,7 @@ pub const TESTS: [&str; 21] = [
     "enforce::c_core_on_rust",
     "enforce::modes_at_run_time",
     "enforce::another_build",
+    IMAGE,
 ];
 
 /// What runs of them on a kernel of another architecture than this machine's: the peers there are Rust's and Go's.

@@ -313,7 +313,7 @@ impl<'a> Prepared<'a> {
             init: init(workspace)?,
             disk: disk(workspace, &content)?,
             jobs,
-            revision: revision(workspace),
+            revision: workspace.revision(),
         })
     }
 
@@ -334,7 +334,7 @@ impl<'a> Prepared<'a> {
             init: init(built_for)?,
             disk: disk(built_for, &content)?,
             jobs,
-            revision: revision(workspace),
+            revision: workspace.revision(),
         })
     }
 
@@ -465,16 +465,6 @@ impl<'a> Prepared<'a> {
             machine.remove_files()?;
         }
         Ok(report)
-    }
-}
-
-/// Of what is built; `unknown` where there is no git.
-fn revision(workspace: &Workspace) -> String {
-    let changed = workspace.git(&["status", "--porcelain", "--untracked-files=no"]);
-    match workspace.git(&["rev-parse", "--short=12", "HEAD"]) {
-        None => "unknown".to_owned(),
-        Some(revision) if changed.is_some_and(|files| files.is_empty()) => revision,
-        Some(revision) => revision + "+",
     }
 }
 
