@@ -262,8 +262,8 @@ pub fn unparsed_times(reason: Reason, n: u64) {
 #[inline(always)]
 pub fn failed(why: Failure, n: u64) {
     if let Some(totals) = TOTALS.get_ptr_mut(0) {
-        let number = masked(why as u32, 15);
-        // SAFETY: the pointer leads into the map's value; the array has 16 counters.
+        let number = masked(why as u32, 31);
+        // SAFETY: the pointer leads into the map's value; the array has 32 counters.
         unsafe {
             let counters = (&raw mut (*totals).failures).cast::<u64>();
             add(counters.add(number as usize), n);

@@ -12,7 +12,7 @@ use agent_common::abi::{ConnKey, FOREIGN, Failure, Target, Tracked, verdict, wal
 use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::journal::{Journal, Original, PIECES, spelling_of};
 use agent_common::h2::paths::PathTable;
-use agent_common::h2::substitute::{INDEX, Substitute};
+use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::{self, Begin, status};
 use agent_common::h2::walk::{Outcome, Source};
 use agent_common::vol::{Vol, masked, positive};
@@ -354,12 +354,15 @@ extern "C" fn restore_piece(s: *const Scratch, edits: *const Edits, i: u32) -> u
 fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
     let (place, original) = journal.original(i);
     match original {
-        Original::Octet(octet) => {
+        Original::Octet { was, is } => {
             s.bring_in(place, 1)?;
-            if s.octet(0) != INDEX {
+            if s.octet(0) == was {
+                return Ok(());
+            }
+            if s.octet(0) != is {
                 return Err(());
             }
-            write_back(place, [octet].as_ptr(), 1, TRIES)
+            write_back(place, [was].as_ptr(), 1, TRIES)
         }
         Original::Spelling { id, from, end } => {
             let (number, coding) = spelling_of(id);
@@ -607,7 +610,7 @@ impl Edit for Editing<'_> {
     }
 
     #[inline(always)]
-    fn rejected(&self, place: u64, id: u32) {
-        self.journal.rejected(place, id);
+    fn rejected(&self, place: u64, id: u32, manner: u32) {
+        self.journal.rejected(place, id, manner);
     }
 }

@@ -13,7 +13,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
@@ -260,6 +260,101 @@ impl Slot {
 
 const _: () = assert!(size_of::<Slot>() == 320);
 
+/// How a call was rejected that was to be answered quietly ([`crate::h2::quiet`]); an index into [`Quieted::calls`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+#[allow(missing_docs, reason = "Manner::name says it")]
+pub enum Manner {
+    Quiet = 0,
+    Enforcer = 1,
+    Client = 2,
+    UnknownClient = 3,
+    Indexed = 4,
+    Order = 5,
+    Split = 6,
+    Answers = 7,
+    Full = 8,
+}
+
+impl Manner {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Quiet,
+        Self::Enforcer,
+        Self::Client,
+        Self::UnknownClient,
+        Self::Indexed,
+        Self::Order,
+        Self::Split,
+        Self::Answers,
+        Self::Full,
+    ];
+
+    /// The `reason` label of `pendguard_rejections_total`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quiet => "policy",
+            Self::Enforcer => "enforcer",
+            Self::Client => "client",
+            Self::UnknownClient => "unknown_client",
+            Self::Indexed => "indexed",
+            Self::Order => "order",
+            Self::Split => "split",
+            Self::Answers => "answers",
+            Self::Full => "full",
+        }
+    }
+
+    /// What it means, in a sentence.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Quiet => "it ended as the policy says",
+            Self::Enforcer => {
+                "a quiet answer was asked for, and the enforcer in use has none: `gate`"
+            }
+            Self::Client => {
+                "a quiet answer was asked for, and the client is none that is known to take it (not `tonic/…` by its user-agent)"
+            }
+            Self::UnknownClient => {
+                "a quiet answer was asked for, and the client's user-agent was not seen: the connection is older than its watch, or this                  is its first request"
+            }
+            Self::Indexed => {
+                "a quiet answer was asked for, and the client names the path by an index of the connection's table"
+            }
+            Self::Order => {
+                "a quiet answer was asked for, and the path is not the last one of the request's four pseudo-header fields"
+            }
+            Self::Split => "a quiet answer was asked for, and the path lies in more than one send",
+            Self::Answers => {
+                "a quiet answer was asked for, and the connection's answers are not followed"
+            }
+            Self::Full => {
+                "a quiet answer was asked for, and as many quiet calls are under way on the connection as can be"
+            }
+        }
+    }
+}
+
+/// What there is of a process's quiet calls, by its slot. Programs add to it atomically; the agent reads and writes it through `mmap`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quieted {
+    /// One more than the number of the method whose rejected calls are to be answered quietly; 0: none.
+    pub asked: u64,
+    /// Rejected calls of that method, by [`Manner`].
+    pub calls: [u64; 15],
+}
+
+impl Quieted {
+    /// None.
+    pub const ZERO: Self = Self {
+        asked: 0,
+        calls: [0; 15],
+    };
+}
+
+const _: () = assert!(size_of::<Quieted>() == 128 && Manner::ALL.len() <= 15);
+
 /// Why something that a watched process sent could not be followed; an index into [`Totals::unparsed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -379,11 +474,12 @@ pub enum Failure {
     Lease = 13,
     Candidate = 14,
     NotRestored = 15,
+    Unedited = 16,
 }
 
 impl Failure {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Joining,
         Self::Busy,
         Self::Blocking,
@@ -400,6 +496,7 @@ impl Failure {
         Self::Lease,
         Self::Candidate,
         Self::NotRestored,
+        Self::Unedited,
     ];
 
     /// The failure of this number.
@@ -423,6 +520,7 @@ impl Failure {
             13 => Some(Self::Lease),
             14 => Some(Self::Candidate),
             15 => Some(Self::NotRestored),
+            16 => Some(Self::Unedited),
             _ => None,
         }
     }
@@ -446,6 +544,7 @@ impl Failure {
             Self::Lease => "lease",
             Self::Candidate => "candidate",
             Self::NotRestored => "not_restored",
+            Self::Unedited => "unedited",
         }
     }
 
@@ -473,6 +572,9 @@ impl Failure {
             Self::Candidate => "the process was not yet known as a replica's",
             Self::NotRestored => {
                 "a call was rejected, and the sender's bytes could not be put back"
+            }
+            Self::Unedited => {
+                "a call was rejected quietly, and its answer may have reached the client as it was: an error to it"
             }
         }
     }
@@ -511,7 +613,7 @@ pub struct Totals {
     /// Process events that found the ring buffer, or the table of processes, full.
     pub events_lost: u64,
     /// By [`Failure`].
-    pub failures: [u64; 16],
+    pub failures: [u64; 32],
     /// Calls that nobody who watches is told of: the ring buffer was full.
     pub calls_lost: u64,
 }
@@ -521,7 +623,7 @@ impl Totals {
     pub const ZERO: Self = Self {
         unparsed: [0; 16],
         events_lost: 0,
-        failures: [0; 16],
+        failures: [0; 32],
         calls_lost: 0,
     };
 }
@@ -546,8 +648,10 @@ pub mod walks {
     pub const JOIN: u32 = 7;
     /// `answer_ended`.
     pub const ENDED: u32 = 8;
+    /// `answer_quiet`.
+    pub const QUIET: u32 = 9;
     /// How many there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 }
 
 /// Places in the array of the gate's programs.

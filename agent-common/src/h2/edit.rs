@@ -7,10 +7,14 @@
 
 use super::journal::{id_of, spelling_of};
 use super::paths::Paths;
-use super::substitute::{INDEX, Spelling, Substitute};
+use super::quiet;
+use super::substitute::{INDEX, SPELLINGS, Spelling, Substitute};
 use super::walk::{self, Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
-use crate::abi::{Failure, Why};
+use crate::abi::{Failure, Manner, Why};
 use crate::vol::{Vol, masked};
+
+/// No place: the one before it is none either, as the lowest page is nobody's.
+const NOWHERE: u64 = u64::MAX;
 
 /// Places in which a path may lie within one send: a sender may hand it over in pieces.
 pub const SEGMENTS: usize = 4;
@@ -32,6 +36,8 @@ pub struct Segments {
     reserved: Vol<u32>,
     /// Where the index lies that was found.
     index: Vol<u64>,
+    /// Where the first octet of the last string's length lies; 0: in no send that can be reached.
+    length: Vol<u64>,
 }
 
 /// What a step has passed.
@@ -54,7 +60,22 @@ impl Segments {
     #[inline(always)]
     pub fn forget(&self) {
         self.count.set(0);
+        self.length.set(NOWHERE);
         self.found.set(found::NOTHING);
+    }
+
+    /// Where the length of the path that was found lies, if that is one octet right before it and all of it lies in this send.
+    #[inline(always)]
+    pub(super) fn length(&self) -> Option<u64> {
+        let length = self.length.get();
+        let whole = self.from[0].get() == 0 && self.behind_length() == self.first();
+        (length != NOWHERE && whole).then_some(length)
+    }
+
+    /// Where a string begins whose length is one octet, the one that was passed last.
+    #[inline(always)]
+    pub(super) fn behind_length(&self) -> u64 {
+        self.length.get().wrapping_add(1)
     }
 
     /// Where the path in progress begins within this send, if any of it lies there.
@@ -140,10 +161,29 @@ pub trait Edit {
     fn undo(&self, place: u64, spelling: Named<'_>, from: u32, end: u32);
     /// Overwrites the octet at `place`, an index.
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure>;
-    /// The call whose path begins at `place` was rejected; of an index the id means nothing.
+    /// Whether rejected calls of watched path `number` are to be answered quietly.
     #[inline(always)]
-    fn rejected(&self, place: u64, id: u32) {
-        let _ = (place, id);
+    fn asked(&self, number: u32) -> bool {
+        let _ = number;
+        false
+    }
+    /// Whether the answer on this stream can be edited: [`quiet::code`].
+    #[inline(always)]
+    fn answerable(&self, stream: u32) -> u32 {
+        let _ = stream;
+        quiet::code(Manner::Enforcer)
+    }
+    /// Overwrites the octet at `place`, a path's length, which is `was`.
+    #[inline(always)]
+    fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
+        let _ = (place, was, octet);
+        Err(Failure::Unwritable)
+    }
+    /// The call whose path begins at `place` was rejected; of an index the id means nothing. `manner` is [`quiet::code`], or 0 where
+    /// nobody has [`asked`](Self::asked).
+    #[inline(always)]
+    fn rejected(&self, place: u64, id: u32, manner: u32) {
+        let _ = (place, id, manner);
     }
 }
 
@@ -175,7 +215,13 @@ pub fn step<S: Placed, P: Paths>(
         segments.note(at, place);
     }
     let one = c.at_field();
+    let length = c.at_length();
     let outcome = walk::step(c, s, p, strict);
+    if length {
+        segments.length.set(place);
+    } else if one && c.before_string() {
+        segments.length.set(place.wrapping_add(1));
+    }
     let after = c.path.get();
     if after != before && (WATCHED..UNRESOLVED).contains(&after) {
         segments.found.set(if after >= LATCHED {
@@ -207,10 +253,12 @@ pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
         found::LITERAL => {
             let begun = c.is_substituted();
             if s.reject(segments.first(), begun) {
-                match substitute(c, s, segments, path - WATCHED, begun) {
+                let number = path - WATCHED;
+                let manner = manner(c, s, segments, number);
+                match substitute(c, s, segments, number, manner) {
                     Ok(id) => {
                         c.set_latched(true);
-                        s.rejected(segments.first(), id);
+                        s.rejected(segments.first(), id, manner);
                     }
                     Err(why) => segments.fail(why),
                 }
@@ -222,7 +270,12 @@ pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
                 match s.index(place, INDEX) {
                     Ok(()) => {
                         c.set_latched(false);
-                        s.rejected(place, 0);
+                        let manner = if s.asked(path - WATCHED) {
+                            quiet::code(Manner::Indexed)
+                        } else {
+                            0
+                        };
+                        s.rejected(place, 0, manner);
                     }
                     Err(why) => segments.fail(why),
                 }
@@ -260,6 +313,25 @@ pub fn finish<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
     }
 }
 
+/// How the call whose literal was just passed is to be answered: [`quiet::code`], or 0 where nobody asks.
+#[inline(always)]
+fn manner<S: Edit>(c: &Conn, s: &S, segments: &Segments, number: u32) -> u32 {
+    let begun = c.is_substituted();
+    if begun && spelling_of(c.substituted_by()).1 >= quiet::CODING {
+        return quiet::code(Manner::Quiet);
+    }
+    if !s.asked(number) {
+        return 0;
+    }
+    if begun {
+        return quiet::code(Manner::Split);
+    }
+    match quiet::obstacle(c, segments.length().is_some()) {
+        Some(why) => quiet::code(why),
+        None => s.answerable(c.stream.get()),
+    }
+}
+
 /// Overwrites the literal that was just passed.
 #[inline(always)]
 fn substitute<S: Edit>(
@@ -267,20 +339,38 @@ fn substitute<S: Edit>(
     s: &S,
     segments: &Segments,
     number: u32,
-    begun: bool,
+    manner: u32,
 ) -> Result<u32, Failure> {
     let Some(substitute) = s.substitute(number) else {
         return Err(Failure::NoSubstitute);
     };
-    let spelling = &substitute.spellings[c.was_huffman() as usize];
-    let id = id_of(number, c.was_huffman());
+    let begun = c.is_substituted();
+    let quietly = !begun && manner == quiet::code(Manner::Quiet);
+    let coding = if begun {
+        spelling_of(c.substituted_by()).1
+    } else if quietly {
+        quiet::CODING + c.was_huffman() as usize
+    } else {
+        c.was_huffman() as usize
+    };
+    let spelling = &substitute.spellings[masked(coding as u32, SPELLINGS as u32 - 1) as usize];
+    let id = id_of(number, coding);
     if spelling.len == 0 {
         return Err(Failure::NoSubstitute);
     }
     if segments.from[0].get() > spelling.first && !begun {
         return Err(Failure::Split);
     }
-    overwrite(s, segments, Named { id, spelling }, spelling.len)?;
+    let named = Named { id, spelling };
+    overwrite(s, segments, named, spelling.len)?;
+    if quietly {
+        // Last, so that there is nothing to undo of it.
+        let length = quiet::length(spelling.len, c.was_huffman());
+        if let Err(why) = s.length(segments.length.get(), length, quiet::shorter(length)) {
+            undo(s, segments, named, spelling.len, SEGMENTS);
+            return Err(why);
+        }
+    }
     Ok(id)
 }
 
@@ -313,19 +403,25 @@ fn overwrite<S: Edit>(
         i += 1;
     }
     if result.is_err() {
-        // All or nothing: half a substitute is no Huffman code.
-        let mut k = 0;
-        while k < SEGMENTS {
-            if k > i || masked(k as u32, 7) >= n {
-                break;
-            }
-            if let Some((place, from, end)) = piece(k) {
-                s.undo(place, named, from, end);
-            }
-            k += 1;
-        }
+        undo(s, segments, named, end, i);
     }
     result
+}
+
+/// Puts the pieces back, up to number `last`. All or nothing: half a substitute is no Huffman code.
+#[inline(always)]
+fn undo<S: Edit>(s: &S, segments: &Segments, named: Named<'_>, end: u32, last: usize) {
+    let n = segments.count.get();
+    let mut k = 0;
+    while k < SEGMENTS {
+        if k > last || masked(k as u32, 7) >= n {
+            break;
+        }
+        if let Some((place, from, end)) = piece(segments, named.spelling, k, n, end) {
+            s.undo(place, named, from, end);
+        }
+        k += 1;
+    }
 }
 
 /// What piece `i` of `n` holds of the octets that differ, before the `last`: where, from which on, and up to which.

@@ -6,7 +6,8 @@
 //! such a path; its rest is then substituted as well, whatever the policy says by then ([`Journal::cut`]).
 
 use super::edit::Segments;
-use super::substitute::Substitute;
+use super::quiet;
+use super::substitute::{INDEX as ROOT, SPELLINGS, Substitute};
 use super::walk::Conn;
 use crate::abi::{Failure, Why};
 use crate::vol::{Vol, masked};
@@ -18,6 +19,8 @@ pub const PIECES: usize = 32;
 
 /// In an id: an index; its low octet is what was there.
 const INDEX: u32 = 0x100;
+/// In an id: a path's length; its low octet is what was there.
+const LENGTH: u32 = 0x200;
 
 /// A call that was rejected.
 #[repr(C)]
@@ -26,8 +29,8 @@ struct Call {
     first: Vol<u64>,
     /// Its spelling.
     id: Vol<u32>,
-    /// Fills up.
-    reserved: Vol<u32>,
+    /// How it is answered: [`quiet::code`], or 0 where nobody asks.
+    manner: Vol<u32>,
 }
 
 /// Octets that were overwritten.
@@ -61,8 +64,13 @@ const _: () = assert!(CALLS.is_power_of_two() && PIECES.is_power_of_two());
 /// What a piece is to be put back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Original {
-    /// An index.
-    Octet(u8),
+    /// An index, or a path's length.
+    Octet {
+        /// What was there.
+        was: u8,
+        /// What was written.
+        is: u8,
+    },
     /// Octets `from` to `end` of the watched path's spelling `id`.
     Spelling {
         /// See [`spelling_of`].
@@ -74,16 +82,19 @@ pub enum Original {
     },
 }
 
-/// The number of a watched path, and whether it is Huffman coded, in one.
+/// The number of a watched path, and which of its [`Substitute::spellings`] it is, in one.
 #[inline(always)]
-pub fn id_of(number: u32, huffman: bool) -> u32 {
-    number * 2 + huffman as u32
+pub fn id_of(number: u32, coding: usize) -> u32 {
+    number * SPELLINGS as u32 + coding as u32
 }
 
 /// A spelling's watched path, and its place in [`Substitute::spellings`].
 #[inline(always)]
 pub fn spelling_of(id: u32) -> (u32, usize) {
-    (masked(id >> 1, 0x7f), masked(id, 1) as usize)
+    (
+        masked(id / SPELLINGS as u32, 0x3f),
+        masked(id, SPELLINGS as u32 - 1) as usize,
+    )
 }
 
 impl Journal {
@@ -130,20 +141,27 @@ impl Journal {
         self.write(place, INDEX | original as u32, 0, 1)
     }
 
+    /// The same for the length of a path whose call becomes a quiet one.
+    #[inline(always)]
+    pub fn length(&self, place: u64, original: u8) -> Result<(), Failure> {
+        self.write(place, LENGTH | original as u32, 0, 1)
+    }
+
     /// The pieces of the call in progress have been put back.
     #[inline(always)]
     pub fn undone(&self) {
         self.written.set(self.mark.get());
     }
 
-    /// The call whose path begins at `first` is rejected.
+    /// The call whose path begins at `first` is rejected; `manner` is [`quiet::code`], or 0.
     #[inline(always)]
-    pub fn rejected(&self, first: u64, id: u32) {
+    pub fn rejected(&self, first: u64, id: u32, manner: u32) {
         let n = self.called.get();
         if n < CALLS as u32 {
             let call = &self.calls[masked(n, CALLS as u32 - 1) as usize];
             call.first.set(first);
             call.id.set(id);
+            call.manner.set(manner);
             self.called.set(n + 1);
         }
     }
@@ -171,8 +189,14 @@ impl Journal {
     pub fn original(&self, i: u32) -> (u64, Original) {
         let piece = &self.pieces[masked(i, PIECES as u32 - 1) as usize];
         let id = piece.id.get();
-        let original = if id & INDEX != 0 {
-            Original::Octet(id as u8)
+        let original = if id & (INDEX | LENGTH) != 0 {
+            let was = id as u8;
+            let is = if id & INDEX != 0 {
+                ROOT
+            } else {
+                quiet::shorter(was)
+            };
+            Original::Octet { was, is }
         } else {
             Original::Spelling {
                 id,
@@ -183,17 +207,22 @@ impl Journal {
         (piece.place.get(), original)
     }
 
-    /// In the replay: the last step passed a watched path ([`Segments::found`]). If it was sent substituted, `c` is told.
+    /// In the replay: the last step passed a watched path ([`Segments::found`]). If it was sent substituted, `c` is told. Returns
+    /// how that call is answered ([`quiet::code`]); 0 where it was not substituted, or nobody asks.
     #[inline(always)]
-    pub fn replay(&self, c: &Conn, segments: &Segments) {
+    pub fn replay(&self, c: &Conn, segments: &Segments) -> u32 {
         let n = self.replayed.get();
         if let Some((place, literal)) = segments.take()
             && n < self.called.get()
-            && self.calls[masked(n, CALLS as u32 - 1) as usize].first.get() == place
         {
-            c.set_latched(literal);
-            self.replayed.set(n + 1);
+            let call = &self.calls[masked(n, CALLS as u32 - 1) as usize];
+            if call.first.get() == place {
+                c.set_latched(literal);
+                self.replayed.set(n + 1);
+                return call.manner.get();
+            }
         }
+        0
     }
 
     /// In the replay: whether there is a call that it has not passed.
@@ -210,8 +239,9 @@ impl Journal {
             return;
         };
         let (_, coding) = spelling_of(call.id.get());
+        // A quiet one's length stands before it, and was sent.
         if let Some(substitute) = substitute
-            && at > substitute.spellings[coding].first
+            && (coding >= quiet::CODING || at > substitute.spellings[coding].first)
         {
             c.set_substituted(call.id.get());
         }
@@ -230,10 +260,16 @@ impl Journal {
         let n = self.replayed.get();
         let at = c.unfinished()?;
         let call = &self.calls[masked(n, CALLS as u32 - 1) as usize];
-        let is = n < self.called.get()
-            && segments.begun()
-            && !c.is_substituted()
-            && call.first.get() == segments.first();
+        // Of one none of whose octets was sent, only the length says where it begins.
+        let place = if at == 0 {
+            segments.behind_length()
+        } else if segments.begun() {
+            segments.first()
+        } else {
+            0
+        };
+        let is =
+            n < self.called.get() && place != 0 && !c.is_substituted() && call.first.get() == place;
         is.then_some((call, at))
     }
 }

@@ -10,6 +10,7 @@
 //! | [`journal`] | what an enforcer has overwritten in a send that may be sent in part |
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
 //! | [`substitute`] | what a watched path is overwritten with |
+//! | [`quiet`] | the other way to reject a call: it becomes one of IsReady, and the answer one without a result |
 //! | [`status`] | the gRPC status in a server's stream, as another such table |
 //! | [`learn`] | what the server's answers tell of an index whose entry was inserted before anybody watched |
 //! | [`pending`] | the count in a PendingResponse |
@@ -33,6 +34,7 @@ pub mod journal;
 pub mod learn;
 pub mod paths;
 pub mod pending;
+pub mod quiet;
 pub mod status;
 pub mod substitute;
 pub mod track;

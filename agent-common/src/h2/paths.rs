@@ -21,7 +21,13 @@ const POSITIONS: usize = MAX_LEN.next_power_of_two();
 const HUFFMAN_SHIFT: u32 = MAX_PATHS as u32;
 const NAME_PLAIN: u32 = 1 << 16;
 const NAME_HUFFMAN: u32 = 1 << 17;
+const AGENT_PLAIN: u32 = 1 << 18;
+const AGENT_HUFFMAN: u32 = 1 << 19;
 const PATH: &[u8] = b":path";
+/// How the gRPC client of Rust begins its `user-agent`. In the Huffman code these are whole octets, so that what follows
+/// changes none of them.
+const TONIC: &[u8] = b"tonic/";
+const TONIC_HUFFMAN: [u8; 4] = [0x49, 0xea, 0x31, 0x18];
 
 const _: () = assert!(2 * MAX_PATHS <= 16, "the name's bits lie above the paths'");
 
@@ -32,6 +38,8 @@ pub trait Paths {
     const SERVER: bool = false;
     /// The candidates that are the field's name.
     const NAME: u32;
+    /// The candidates that are the beginning of a client's `user-agent`; 0: nobody asks for it.
+    const AGENT: u32 = 0;
 
     /// The candidates of this length in octets; `huffman` is 1 for the Huffman spelling and 0 for the plain one.
     fn lengths(&self, huffman: u32, len: u32) -> u32;
@@ -77,6 +85,8 @@ impl PathTable {
         paths: impl IntoIterator<Item = &'a str> + Clone,
     ) -> Result<(), PathError> {
         self.candidate(PATH, NAME_PLAIN, NAME_HUFFMAN);
+        self.prefix(0, TONIC, AGENT_PLAIN);
+        self.prefix(1, &TONIC_HUFFMAN, AGENT_HUFFMAN);
         for (i, path) in paths.clone().into_iter().enumerate() {
             if i >= MAX_PATHS {
                 return Err(PathError::TooMany);
@@ -96,6 +106,19 @@ impl PathTable {
         // `check` admits only characters of at most 8 bits, so this always fits.
         if let Some(n) = huffman::encode(text, &mut code) {
             self.spelling(1, &code[..n], huffman);
+        }
+    }
+
+    /// A candidate for every string that begins so. (One that is longer than the table is none.)
+    fn prefix(&mut self, huffman: usize, octets: &[u8], bit: u32) {
+        for position in 0..POSITIONS {
+            match octets.get(position) {
+                Some(&octet) => self.at[position][octet as usize] |= bit,
+                None => {
+                    self.lengths[huffman][position] |= bit;
+                    self.at[position].iter_mut().for_each(|cell| *cell |= bit);
+                }
+            }
         }
     }
 
@@ -126,6 +149,7 @@ pub fn check(path: &str) -> Result<(), PathError> {
 
 impl Paths for PathTable {
     const NAME: u32 = NAME_PLAIN | NAME_HUFFMAN;
+    const AGENT: u32 = AGENT_PLAIN | AGENT_HUFFMAN;
 
     #[inline(always)]
     fn lengths(&self, huffman: u32, len: u32) -> u32 {

@@ -5,6 +5,7 @@
 
 use super::huffman;
 use super::paths::MAX_LEN;
+use super::quiet;
 
 /// `:path: /` in the static table (RFC 7541 appendix A), as an indexed field (§6.1): what an index of one octet is
 /// overwritten with. Every gRPC server answers it with UNIMPLEMENTED, and it latches nothing.
@@ -41,7 +42,7 @@ impl Spelling {
         reserved: 0,
     };
 
-    fn of(watched: &[u8], substitute: &[u8]) -> Option<Self> {
+    pub(super) fn of(watched: &[u8], substitute: &[u8]) -> Option<Self> {
         if watched.len() != substitute.len() || watched.len() > MAX_LEN {
             return None;
         }
@@ -62,16 +63,19 @@ impl Spelling {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Substitute {
-    /// The plain spelling, and the Huffman coded one.
-    pub spellings: [Spelling; 2],
+    /// The plain spelling and the Huffman coded one, and the same of what makes a quiet call of it ([`quiet`]), where there is such.
+    pub spellings: [Spelling; SPELLINGS],
     /// Room behind the last octet, so that a verifier who knows only how large positions and lengths can be is content.
     pub slack: [u8; 256],
 }
 
+/// Spellings of one path.
+pub const SPELLINGS: usize = 4;
+
 impl Substitute {
     /// None.
     pub const NONE: Self = Self {
-        spellings: [Spelling::NONE; 2],
+        spellings: [Spelling::NONE; SPELLINGS],
         slack: [0; 256],
     };
 }
@@ -121,10 +125,13 @@ fn spell(watched: &[u8], substitute: &[u8]) -> Option<Substitute> {
     let (mut a, mut b) = ([0u8; MAX_LEN], [0u8; MAX_LEN]);
     let n = huffman::encode(watched, &mut a)?;
     let m = huffman::encode(substitute, &mut b)?;
+    let [plain, huffman] = quiet::spellings(watched);
     Some(Substitute {
         spellings: [
             Spelling::of(watched, substitute)?,
             Spelling::of(&a[..n], &b[..m])?,
+            plain,
+            huffman,
         ],
         ..Substitute::NONE
     })

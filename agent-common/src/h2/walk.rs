@@ -47,6 +47,16 @@ mod field {
     pub const BODY: u32 = 3;
 }
 
+/// What a client says that it is, in the field `user-agent`.
+pub mod agent {
+    /// It has said nothing yet, or that was not seen.
+    pub const UNKNOWN: u32 = 0;
+    /// The gRPC client of Rust: `tonic/…`.
+    pub const TONIC: u32 = 1;
+    /// Something else, at least once.
+    pub const OTHER: u32 = 2;
+}
+
 /// What an integer (RFC 7541 §5.1) stands for.
 mod integer {
     pub const INDEXED: u32 = 0;
@@ -191,12 +201,16 @@ pub struct Conn {
     /// Old entries that may be the block's path, and how many.
     pub(super) candidates: Vol<u32>,
     pub(super) candidate_count: Vol<u32>,
+    /// What the client says that it is: one of [`agent`].
+    agent: Vol<u32>,
+    /// Fills up.
+    reserved: Vol<u32>,
     ring: [Vol<u8>; RING],
     /// What has been learned of entries that are older than that moment.
     pub(super) learned: [Vol<u64>; LEARNED],
 }
 
-const _: () = assert!(size_of::<Conn>() == 264 + 8 * LEARNED);
+const _: () = assert!(size_of::<Conn>() == 272 + 8 * LEARNED);
 const _: () = assert!(RING.is_power_of_two());
 
 /// The field is inserted in the dynamic table.
@@ -209,6 +223,11 @@ const IN_NAME: u32 = 4;
 const NAME_UNKNOWN: u32 = 8;
 /// Octets of the string in progress were sent substituted: the rest must be as well, or the string is none.
 const SUBSTITUTED: u32 = 16;
+/// Its name is `user-agent`.
+const NAME_IS_AGENT: u32 = 32;
+
+/// `user-agent` in the static table (RFC 7541 appendix A).
+const USER_AGENT: u32 = 58;
 
 /// The block refers to an entry that isn't known.
 const UNKNOWN: u32 = 1;
@@ -300,6 +319,42 @@ impl Conn {
         self.phase.get() == phase::BLOCK && self.field.get() == field::START
     }
 
+    /// Whether the next octet is the first one of a string's length.
+    #[inline(always)]
+    pub(super) fn at_length(&self) -> bool {
+        self.phase.get() == phase::BLOCK && self.field.get() == field::STRING
+    }
+
+    /// Whether a string has just begun, none of whose octets has been passed.
+    #[inline(always)]
+    pub(super) fn before_string(&self) -> bool {
+        self.field.get() == field::BODY && self.string_at.get() == 0
+    }
+
+    /// Fields of the block that have been passed.
+    #[inline(always)]
+    pub(super) fn fields(&self) -> u32 {
+        self.fields.get()
+    }
+
+    /// Whether the last field is inserted in the dynamic table.
+    #[inline(always)]
+    pub(super) fn is_inserted(&self) -> bool {
+        self.role.get() & INSERT != 0
+    }
+
+    /// What the client has said that it is: one of [`agent`].
+    #[inline(always)]
+    pub fn agent(&self) -> u32 {
+        self.agent.get()
+    }
+
+    /// Whether the frame that an outcome tells of is padded.
+    #[inline(always)]
+    pub fn is_padded(&self) -> bool {
+        self.flags.get() & flag::PADDED != 0
+    }
+
     /// Whether the frame that an outcome tells of ends its stream.
     #[inline(always)]
     pub fn ends_stream(&self) -> bool {
@@ -381,7 +436,8 @@ impl Conn {
         }
         if field > field::BODY
             || self.integer.get() > integer::LENGTH
-            || self.role.get() > 31
+            || self.role.get() > 63
+            || self.agent.get() > agent::OTHER
             || self.huffman.get() > 1
             || self.unknown.get() > (UNKNOWN | OPEN | EXCLUDED)
             || self.candidate_count.get() > CANDIDATES + 1
@@ -415,6 +471,7 @@ impl Conn {
         self.field.set(field::START);
         self.gap.set(0);
         self.latched.set(0);
+        self.agent.set(agent::UNKNOWN);
         self.forget_table();
     }
 }
@@ -817,6 +874,8 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             let role = c.role.get();
             let is = if value == 0 {
                 IN_NAME
+            } else if P::AGENT != 0 && value == USER_AGENT {
+                NAME_IS_AGENT
             } else {
                 match class_of_index::<P>(c, value, false) {
                     NONE => 0,
@@ -833,7 +892,9 @@ fn integer<P: Paths>(c: &Conn, p: &P, kind: u32, value: u32) -> u32 {
             c.mask.set(if role & IN_NAME != 0 {
                 candidates & P::NAME
             } else if role & NAME_IS_PATH != 0 {
-                candidates & !P::NAME
+                candidates & !(P::NAME | P::AGENT)
+            } else if role & NAME_IS_AGENT != 0 {
+                candidates & P::AGENT
             } else {
                 0
             });
@@ -881,6 +942,12 @@ fn string<P: Paths>(c: &Conn) {
             WATCHED + P::number(mask)
         };
         path(c, class);
+    } else if P::AGENT != 0 && role & NAME_IS_AGENT != 0 {
+        c.agent.set(if mask != 0 && c.agent.get() != agent::OTHER {
+            agent::TONIC
+        } else {
+            agent::OTHER
+        });
     }
     if role & INSERT != 0 {
         let number = c.inserted.get();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use agent_common::h2::track::{End, send, status};
-use agent_common::h2::walk::{Conn, OTHER, UNRESOLVED, WATCHED};
+use agent_common::h2::walk::{Conn, OTHER, UNRESOLVED, WATCHED, agent};
 use serde::Deserialize;
 
 use crate::reference::drive::{self, Cuts, Walked};
@@ -146,6 +146,20 @@ fn there_are_captures() {
             c.requests.len()
         );
         assert!(pending > 0, "{}", c.encoder);
+    }
+}
+
+/// Who says that it is tonic: Numaflow's data plane in Rust, and the crate itself.
+#[test]
+fn who_the_client_is() {
+    for c in captures() {
+        let conn = Conn::new();
+        assert_eq!(
+            send(&conn, &[&c.bytes], source_table(), |_, _| {}),
+            End::Keep
+        );
+        let tonic = c.encoder.starts_with("tonic");
+        assert_eq!(conn.agent() == agent::TONIC, tonic, "{}", c.encoder);
     }
 }
 

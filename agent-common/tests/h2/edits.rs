@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 
-use agent_common::abi::Failure;
+use agent_common::abi::{Failure, Manner};
 use agent_common::h2::edit::{self, Edit, Named, Placed, Segments};
 use agent_common::h2::journal::{Journal, Original, spelling_of};
 use agent_common::h2::paths::{MAX_LEN, MAX_PATHS};
+use agent_common::h2::quiet;
 use agent_common::h2::substitute::{self, Substitute};
 use agent_common::h2::track::{Begin, begin, status};
 use agent_common::h2::walk::{Conn, LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
@@ -172,7 +173,7 @@ fn built(choices: &[u8]) -> Builder {
 }
 
 /// One after the other, and from the beginning again.
-fn tosses(coins: &[bool]) -> impl Fn() -> bool + '_ {
+pub fn tosses(coins: &[bool]) -> impl Fn() -> bool + '_ {
     let tossed = Cell::new(0);
     move || {
         tossed.set(tossed.get() + 1);
@@ -263,6 +264,8 @@ struct Sender<'a> {
     segments: Segments,
     paths: Box<agent_common::h2::paths::PathTable>,
     substitutes: Substitutes,
+    /// How the call is answered whose path was passed last.
+    manner: Cell<u32>,
 }
 
 /// Overwrites what is to be rejected, and writes it down: what `rewrite` does at the entry.
@@ -271,6 +274,8 @@ struct Rewriting<'a> {
     substitutes: &'a Substitutes,
     journal: &'a Journal,
     reject: &'a dyn Fn() -> bool,
+    /// Whether a rejected call is to be answered quietly.
+    quiet: &'a dyn Fn() -> bool,
 }
 
 impl Edit for Rewriting<'_> {
@@ -303,8 +308,21 @@ impl Edit for Rewriting<'_> {
         bytes[place as usize] = octet;
         Ok(())
     }
-    fn rejected(&self, place: u64, id: u32) {
-        self.journal.rejected(place, id);
+    fn asked(&self, number: u32) -> bool {
+        number == 0 && (self.quiet)()
+    }
+    fn answerable(&self, _: u32) -> u32 {
+        quiet::code(Manner::Quiet)
+    }
+    fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
+        self.journal.length(place, was)?;
+        let mut bytes = self.bytes.borrow_mut();
+        assert_eq!(bytes[place as usize], was);
+        bytes[place as usize] = octet;
+        Ok(())
+    }
+    fn rejected(&self, place: u64, id: u32, manner: u32) {
+        self.journal.rejected(place, id, manner);
     }
 }
 
@@ -345,8 +363,8 @@ impl Sender<'_> {
     fn send(
         &self,
         (at, len, sent): (usize, usize, usize),
-        reject: &dyn Fn() -> bool,
-        requests: &mut Vec<(u32, u32)>,
+        (reject, quiet): (&dyn Fn() -> bool, &dyn Fn() -> bool),
+        requests: &mut Vec<Said>,
     ) -> Vec<u8> {
         let before = self.bytes.borrow()[at..at + len].to_vec();
         let (draft, journal) = (Conn::new(), Journal::new());
@@ -356,6 +374,7 @@ impl Sender<'_> {
             substitutes: &self.substitutes,
             journal: &journal,
             reject,
+            quiet,
         };
         let apply = || edit::apply(&draft, &rewriting, &self.segments);
         self.walk(&draft, at, len, &apply, &mut || {});
@@ -367,7 +386,10 @@ impl Sender<'_> {
             let place = place as usize;
             let mut bytes = self.bytes.borrow_mut();
             match original {
-                Original::Octet(octet) => bytes[place] = octet,
+                Original::Octet { was, is } => {
+                    assert_eq!(bytes[place], is);
+                    bytes[place] = was;
+                }
                 Original::Spelling { id, from, end } => {
                     let (number, coding) = spelling_of(id);
                     let spelling = &self.substitutes.0[number as usize]
@@ -390,8 +412,16 @@ impl Sender<'_> {
             "the sender's bytes are its own again"
         );
         if sent > 0 {
-            let replay = || journal.replay(&self.conn, &self.segments);
-            let mut request = || requests.push((self.conn.last_stream.get(), self.conn.path.get()));
+            let replay = || {
+                self.manner.set(journal.replay(&self.conn, &self.segments));
+            };
+            let mut request = || {
+                requests.push(Said {
+                    stream: self.conn.last_stream.get(),
+                    class: self.conn.path.get(),
+                    manner: self.manner.take(),
+                });
+            };
             self.walk(&self.conn, at, sent, &replay, &mut request);
             let substitute = journal.cut_path(&self.conn, &self.segments);
             let substitute = substitute.and_then(|number| rewriting.substitute(number));
@@ -403,6 +433,49 @@ impl Sender<'_> {
 
 /// Walks a connection as `rewrite` does; each number says how long a send is, and the next how much of it is sent.
 fn rewrite(bytes: &[u8], cuts: &[u8], reject: &dyn Fn() -> bool) -> (Vec<u8>, Vec<(u32, u32)>) {
+    let (out, said) = rewrite_quietly(bytes, cuts, (reject, &|| false));
+    assert!(said.iter().all(|said| said.manner == 0));
+    (out, said.iter().map(|s| (s.stream, s.class)).collect())
+}
+
+/// What the enforcer says of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    pub stream: u32,
+    pub class: u32,
+    /// [`quiet::code`], or 0 where nobody asks.
+    pub manner: u32,
+}
+
+/// The same, and which of the rejected calls are to be answered quietly.
+pub fn rewrite_quietly(
+    bytes: &[u8],
+    cuts: &[u8],
+    judge: (&dyn Fn() -> bool, &dyn Fn() -> bool),
+) -> (Vec<u8>, Vec<Said>) {
+    let mut cuts = cuts.iter().map(|&n| usize::from(n)).cycle();
+    // The preface is written whole, as every client does.
+    let mut least = 24;
+    let (mut at, mut sends) = (0, Vec::new());
+    while at < bytes.len() {
+        let len = (cuts.next().unwrap_or(200) * 2)
+            .clamp(least, 400)
+            .min(bytes.len() - at);
+        let sent = (cuts.next().unwrap_or(255) * len / 255).max(1);
+        let sent = if least > 1 { len } else { sent };
+        sends.push((len, sent));
+        at += sent;
+        least = 1;
+    }
+    rewrite_sends(bytes, &sends, judge)
+}
+
+/// The same, of sends of that many octets, of which so many are sent.
+pub fn rewrite_sends(
+    bytes: &[u8],
+    sends: &[(usize, usize)],
+    judge: (&dyn Fn() -> bool, &dyn Fn() -> bool),
+) -> (Vec<u8>, Vec<Said>) {
     let all = RefCell::new(bytes.to_vec());
     let sender = Sender {
         bytes: &all,
@@ -411,21 +484,14 @@ fn rewrite(bytes: &[u8], cuts: &[u8], reject: &dyn Fn() -> bool) -> (Vec<u8>, Ve
         segments: unsafe { std::mem::zeroed() },
         paths: table(PATHS),
         substitutes: Substitutes::new(),
+        manner: Cell::new(0),
     };
     let (mut at, mut out, mut requests) = (0, Vec::new(), Vec::new());
-    let mut cuts = cuts.iter().map(|&n| usize::from(n)).cycle();
-    // The preface is written whole, as every client does.
-    let mut least = 24;
-    while at < bytes.len() {
-        let len = (cuts.next().unwrap_or(200) * 2)
-            .clamp(least, 400)
-            .min(bytes.len() - at);
-        let sent = (cuts.next().unwrap_or(255) * len / 255).max(1);
-        let sent = if least > 1 { len } else { sent };
-        out.extend(sender.send((at, len, sent), reject, &mut requests));
+    for &(len, sent) in sends {
+        out.extend(sender.send((at, len, sent), judge, &mut requests));
         at += sent;
-        least = 1;
     }
+    assert_eq!(at, bytes.len());
     (out, requests)
 }
 

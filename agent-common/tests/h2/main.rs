@@ -9,4 +9,5 @@ mod late;
 mod malformed;
 mod paths;
 mod properties;
+mod quiet;
 mod rfc7541;
