@@ -1,5 +1,7 @@
 //! The answer side: follows what watched processes *receive* on their connections, only to find how calls of watched methods end, when,
-//! and what a source answers to PendingFn. It changes nothing.
+//! and what a source answers to PendingFn. It changes nothing but one octet in the answer to a quiet call
+//! ([`agent_common::h2::quiet`]): `answer_quiet` does, in the receiver's buffer, and is there only while `rewrite` enforces (CAP_SYS_ADMIN,
+//! no lockdown).
 //!
 //! `answer_read`, `answer_readv`, `answer_recvfrom`, `answer_recvmsg`: exits of the receive system calls (tracepoints
 //! `syscalls/sys_exit_*`, or, with `_fexit` behind the name, of the functions behind them). They go on by tail call in `answer_walk` (a
@@ -11,26 +13,27 @@
 
 use agent_common::abi::answers::{
     ASKED, Answers, Asked, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey,
-    Histogram, HistogramKey, MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, bucket,
+    Histogram, HistogramKey, KEEP_QUIET, MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, bucket,
 };
-use agent_common::abi::{ConnKey, NO_PENDING, Reason, verdict, walks};
+use agent_common::abi::{ConnKey, Failure, Manner, NO_PENDING, Reason, verdict, walks};
 use agent_common::h2::frame::{HEAD, Head, flag, kind};
 use agent_common::h2::learn::{self, Candidates};
 use agent_common::h2::paths::MAX_PATHS;
 use agent_common::h2::pending::KEPT;
+use agent_common::h2::quiet::{self, ANSWER, EDITED, Look};
 use agent_common::h2::status::{self, StatusTable};
 use agent_common::h2::track::status as state;
 use agent_common::h2::walk::{self, Conn, Outcome, Source, phase};
 use agent_common::vol::{Vol, if_below, if_zero, masked};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_probe_write_user};
 
 use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF,
     HISTOGRAMS, MESSAGES, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange,
-    only_one, unparsed, unparsed_times, watched,
+    failed, only_one, unparsed, unparsed_times, watched,
 };
 use crate::source::{BEGUN, Bytes, RESET, Scratch};
 use crate::tap::{self, DONE, FAULT, MORE, NEXT, Shape, UNREADABLE};
@@ -40,6 +43,14 @@ const STEPS: u32 = 48;
 /// Ends that one run of a walk notes.
 const ENDS: u32 = 16;
 const _: () = assert!(ENDS.is_power_of_two());
+
+/// Steps that one run of a look at a quiet call's answer makes.
+const LOOKS: u32 = 16;
+/// How often an octet of it is written that can't be written: the kernel has just written it itself, and is moving the memory now.
+const TRIES: u32 = 256;
+/// A step stands before the answer of a quiet call.
+const QUIET: u32 = NEXT + 1;
+const _: () = assert!(QUIET < FAULT);
 
 /// `MSG_PEEK`: the bytes are received again.
 const PEEK: u64 = 2;
@@ -99,6 +110,7 @@ programs! {
     answer_walk, answer_walk_fexit Files, answer_walk_fexit_net Sockets |ctx| walked(ctx);
     answer_join, answer_join_fexit Files, answer_join_fexit_net Sockets |ctx| joined(ctx);
     answer_ended, answer_ended_fexit Files, answer_ended_fexit_net Sockets |ctx| ended(ctx);
+    answer_quiet, answer_quiet_fexit Files, answer_quiet_fexit_net Sockets |ctx| edits(ctx);
     answer_begun, answer_begun_fexit Files, answer_begun_fexit_net Sockets |ctx| begun(ctx);
 }
 
@@ -195,6 +207,9 @@ fn walked(ctx: &impl Exit) -> u32 {
         return 0;
     }
     let ended = steps(r, a, false);
+    if ended == QUIET {
+        ctx.go_on(walks::QUIET);
+    }
     r.more
         .set(if ended == MORE { walks::ANSWER + 1 } else { 0 });
     if ended != MORE && ended != DONE {
@@ -229,6 +244,12 @@ fn lose(a: &Answers) {
         call.key.set(0);
     }
     a.waiting.set(0);
+    for stream in &a.quiet {
+        if stream.get() != 0 {
+            stream.set(0);
+            failed(Failure::Unedited, 1);
+        }
+    }
 }
 
 /// Walks a receive of a connection that begins, or that may be joined, in the scratch: only what turns out to be HTTP/2 gets a place
@@ -347,6 +368,9 @@ extern "C" fn answer_step(
         return NEXT;
     }
     if !joining && a.keep.get() != 0 {
+        if a.keep_at.get() == KEEP_QUIET {
+            return QUIET;
+        }
         if r.bytes.ready() == 0 {
             if r.bytes.fill().is_err() {
                 return UNREADABLE;
@@ -396,6 +420,114 @@ extern "C" fn answer_step(
     }
 }
 
+/// Edits the answer to a quiet call, as far as it is here.
+#[inline(always)]
+fn edits(ctx: &impl Exit) -> u32 {
+    let Some(r) = scratch(ctx) else {
+        return 0;
+    };
+    let Some(a) = of(&r.key) else {
+        return 0;
+    };
+    for _ in 0..LOOKS {
+        if quiet_step(r, a) != NEXT {
+            break;
+        }
+    }
+    ctx.go_on(walks::ANSWER);
+    // The kernel allows no further one.
+    lose(a);
+    0
+}
+
+/// One step of it: [`NEXT`], or [`DONE`]. A function that the verifier walks once for all (see [`crate::global`]).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn quiet_step(r: *const Received, a: *const Answers) -> u32 {
+    let (Some(r), Some(a)) = (global(r), global(a)) else {
+        return DONE;
+    };
+    let bytes = &r.bytes;
+    let left = a.keep.get();
+    if left == 0 || left > ANSWER {
+        return DONE;
+    }
+    if bytes.left.get() == 0 {
+        if bytes.behind.get() == 0 {
+            return DONE;
+        }
+        if bytes.next_buffer().is_err() {
+            a.keep.set(0);
+        }
+        return NEXT;
+    }
+    if bytes.ready() == 0 {
+        if bytes.fill().is_err() {
+            a.keep.set(0);
+        }
+        return NEXT;
+    }
+    match quiet::look(ANSWER - left, bytes) {
+        Look::Same => passed(a, bytes, 1),
+        Look::Starved if bytes.left.get() > 1 && bytes.fill().is_ok() => {}
+        Look::Tag => {
+            a.keep.set(0);
+            if overwrite(bytes.at.get()).is_ok() {
+                a.quiet_of(a.conn.stream.get()).set(0);
+            }
+        }
+        // It passes as it is, which is counted when it ends.
+        Look::Starved | Look::Other => a.keep.set(0),
+    }
+    NEXT
+}
+
+/// Writes the tag of a field that no PendingResponse has.
+#[inline(always)]
+fn overwrite(place: u64) -> Result<(), ()> {
+    let tag = [EDITED];
+    for _ in 0..TRIES {
+        // SAFETY: `tag` is one octet; the helper checks the destination itself.
+        if unsafe { bpf_probe_write_user(place as *mut _, tag.as_ptr().cast(), 1) } == 0 {
+            return Ok(());
+        }
+    }
+    Err(())
+}
+
+/// Whether a stream is a quiet call's whose answer has not been edited.
+#[inline(always)]
+fn is_quiet(a: &Answers, stream: u32) -> bool {
+    a.quiet_of(stream).get() == stream
+}
+
+/// Whether the answer to a call can be edited, if that becomes a quiet one ([`quiet::code`]).
+#[inline(always)]
+pub fn answerable(key: &ConnKey, epoch: u64, stream: u32) -> u32 {
+    let Some(a) = followed(key).filter(|a| a.epoch == epoch) else {
+        return quiet::code(Manner::Answers);
+    };
+    let other = a.quiet_of(stream).get();
+    quiet::code(if other == 0 || other == stream {
+        Manner::Quiet
+    } else {
+        Manner::Full
+    })
+}
+
+/// Notes before it is sent that a call is a quiet one, or isn't (any more).
+#[inline(always)]
+pub fn set_quiet(key: &ConnKey, stream: u32, is: bool) {
+    let Some(a) = followed(key) else {
+        return;
+    };
+    if is {
+        a.quiet_of(stream).set(stream);
+    } else if is_quiet(a, stream) {
+        a.quiet_of(stream).set(0);
+    }
+}
+
 /// Notes that an answer has ended.
 #[inline(always)]
 fn note(r: &Received, stream: u32, code: u32) {
@@ -411,6 +543,14 @@ fn begin_to_keep(a: &Answers, c: &Conn) {
     let len = c.count.get();
     let stream = c.stream.get();
     if len == 0 {
+        return;
+    }
+    if a.quiet_of(stream).get() == stream {
+        // Of any other length it passes as it is.
+        if len == ANSWER && !c.is_padded() {
+            a.keep.set(ANSWER);
+            a.keep_at.set(KEEP_QUIET);
+        }
         return;
     }
     let asked = asked(a, stream);
@@ -438,7 +578,6 @@ fn begin_to_keep(a: &Answers, c: &Conn) {
 /// Keeps octets of a DATA frame's payload.
 #[inline(always)]
 fn keep(a: &Answers, bytes: &Bytes) {
-    let c = &a.conn;
     let mut n = a.keep.get();
     if n > bytes.ready() {
         n = bytes.ready();
@@ -462,8 +601,15 @@ fn keep(a: &Answers, bytes: &Bytes) {
         unsafe { &*message.add(masked(at + i, KEPT as u32 - 1) as usize) }.set(bytes.peek(i));
         i += 1;
     }
-    bytes.pass(n);
     kept.set(at + n);
+    passed(a, bytes, n);
+}
+
+/// Passes octets that are looked at.
+#[inline(always)]
+fn passed(a: &Answers, bytes: &Bytes, n: u32) {
+    let c = &a.conn;
+    bytes.pass(n);
     a.keep.set(a.keep.get() - n);
     let left = c.count.get() - n;
     c.count.set(left);
@@ -574,6 +720,12 @@ extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
     let e = &r.ending;
     let end = r.ended[masked(i, ENDS - 1) as usize].get();
     let (stream, code) = (end as u32, end >> 32);
+    if is_quiet(a, stream) {
+        a.quiet_of(stream).set(0);
+        if code == Code::Ok as u64 {
+            failed(Failure::Unedited, 1);
+        }
+    }
     e.code.set(code);
     e.key.set(0);
     take(a, stream, e);
@@ -694,6 +846,9 @@ extern "C" fn answer_begin(s: *const Scratch, a: *const Answers, i: u32) -> u32 
     e.end.set(now());
     if class == RESET {
         if let Some(a) = a {
+            if is_quiet(a, stream) {
+                a.quiet_of(stream).set(0);
+            }
             e.code.set(Code::Cancelled as u64);
             take(a, stream, e);
         }

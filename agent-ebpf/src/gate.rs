@@ -8,9 +8,12 @@
 //! A connection begins where the tap stands ([`take_place`]), and comes back to it when the source has read something before this
 //! program could see it ([`half_read`]).
 
-use agent_common::abi::{Failure, GATE_WINDOW, Gated, Slot, Target, gate as state, gates, verdict};
+use agent_common::abi::{
+    Failure, GATE_WINDOW, Gated, Manner, Slot, Target, gate as state, gates, verdict,
+};
 use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
+use agent_common::h2::quiet;
 use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::status;
 use agent_common::h2::walk::{LATCHED, Outcome, Source, UNRESOLVED, WATCHED};
@@ -27,7 +30,7 @@ use crate::answers;
 use crate::global::global;
 use crate::maps::{
     CONNECTIONS, GATED, GATES, OBSTACLES, PATHS, SLOTS, SUBSTITUTES, TARGETS, add, control, failed,
-    leased,
+    leased, quiet_asked, quieted,
 };
 use crate::tap::{FAULT, NEXT};
 
@@ -322,6 +325,9 @@ fn count(g: &Gated) {
     };
     let (path, column) = if class >= LATCHED {
         latched(g, slot);
+        if quiet_asked(target.slot, class - LATCHED) {
+            quieted(target.slot, quiet::code(Manner::Enforcer), 1);
+        }
         (class - LATCHED, verdict::REJECTED)
     } else if target.verdict == verdict::REJECTED {
         failed(g.segments.failure().unwrap_or(Failure::Lease), 1);

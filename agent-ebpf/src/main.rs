@@ -5,6 +5,7 @@
 //! | [`tap`] | `tap_write` `tap_writev` `tap_sendto` `tap_sendmsg`, `tap_follow` `tap_open` | exits of the send system calls |
 //! | [`answers`] | `answer_read` `answer_readv` `answer_recvfrom` `answer_recvmsg`, `answer_walk` `answer_join` `answer_ended` | exits of the receive system calls |
 //! | [`answers`] | `answer_begun` | nothing: the tap goes on in it |
+//! | [`answers`] | `answer_quiet` | nothing: `answer_walk` goes on in it, while `rewrite` enforces |
 //! | [`rewrite`] | `edit_write` `edit_writev` `edit_sendto` `edit_sendmsg`, `edit_walk` | their entries |
 //! | [`rewrite`] | `mend`, `replay` | nothing: the tap goes on in them |
 //! | [`gate`] | `gate`, `gate_walk` | the sources' sockets (sk_skb) |

@@ -8,7 +8,7 @@ use agent_common::abi::answers::{
 };
 use agent_common::abi::{
     ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_EDITS, MAX_GATED,
-    MAX_SLOTS, MAX_TARGETS, Reason, Slot, Target, Totals, Tracked, gates, walks,
+    MAX_SLOTS, MAX_TARGETS, Quieted, Reason, Slot, Target, Totals, Tracked, gates, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::status::StatusTable;
@@ -39,6 +39,10 @@ pub static CONNECTIONS: HashMap<ConnKey, Tracked> = HashMap::with_max_entries(MA
 /// Counters by slot. Slot 0 takes what found no free slot.
 #[map]
 pub static SLOTS: Array<Slot> = Array::with_max_entries(MAX_SLOTS, MMAPABLE);
+
+/// What there is of quiet calls, by slot.
+#[map]
+pub static QUIETED: Array<Quieted> = Array::with_max_entries(MAX_SLOTS, MMAPABLE);
 
 /// Slots that no process has.
 #[map]
@@ -163,6 +167,26 @@ pub fn control() -> Option<&'static Control> {
     // SAFETY: it is the map's value, of plain words that the agent writes one at a time.
     CONTROL.get_ptr(0).map(|control| unsafe { &*control })
 }
+
+/// Whether rejected calls of this method are to be answered quietly where they are a slot's process's.
+#[inline(always)]
+pub fn quiet_asked(slot: u32, method: u32) -> bool {
+    // SAFETY: the word may be written by the agent meanwhile.
+    QUIETED.get_ptr(slot).is_some_and(|quieted| unsafe {
+        (&raw const (*quieted).asked).read_volatile() == method as u64 + 1
+    })
+}
+
+/// Counts rejected calls of the method whose calls are to be answered quietly, by `agent_common::h2::quiet::code`.
+#[inline(always)]
+pub fn quieted(slot: u32, code: u32, n: u64) {
+    if let Some(quieted) = QUIETED.get_ptr_mut(slot) {
+        // SAFETY: the pointer leads into the map's value, of 16 words; a code is 1 at least, and the counters stand behind the first word.
+        unsafe { add(quieted.cast::<u64>().add(masked(code, 15) as usize), n) };
+    }
+}
+
+const _: () = assert!(size_of::<Quieted>() == 16 * 8);
 
 /// Whether an agent has renewed the lease.
 #[inline(always)]

@@ -8,10 +8,11 @@
 //! They write to the memory of processes (`bpf_probe_write_user`): CAP_SYS_ADMIN, and no lockdown. Only what goes to a descriptor that
 //! the process has connected is overwritten, never what goes to a file.
 
-use agent_common::abi::{ConnKey, FOREIGN, Failure, Target, Tracked, verdict, walks};
+use agent_common::abi::{ConnKey, FOREIGN, Failure, Manner, Target, Tracked, verdict, walks};
 use agent_common::h2::edit::{self, Edit, Named, Placed};
 use agent_common::h2::journal::{Journal, Original, PIECES, spelling_of};
 use agent_common::h2::paths::PathTable;
+use agent_common::h2::quiet;
 use agent_common::h2::substitute::Substitute;
 use agent_common::h2::track::{self, Begin, status};
 use agent_common::h2::walk::{Outcome, Source};
@@ -19,11 +20,12 @@ use agent_common::vol::{Vol, masked, positive};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_probe_read_user, bpf_probe_write_user};
 
+use crate::answers;
 use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
-    closing, failed, leased,
+    closing, failed, leased, quiet_asked, quieted,
 };
 use crate::source::{RESET, Scratch};
 use crate::tap::{
@@ -124,6 +126,7 @@ fn entered(ctx: &impl Hook, shape: Shape, flags: u64) -> u32 {
     // SAFETY: as above; from here on the scratch is only read and written through its cells.
     let s = unsafe { &*scratch };
     s.verdict.set(target.verdict);
+    s.slot.set(target.slot);
     s.may_be_away();
     match shape {
         Shape::Buffer => s.buffer(
@@ -371,7 +374,7 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
             let from = masked(from, 127);
             let len = positive(end.wrapping_sub(from), 127);
             s.bring_in(place, len)?;
-            let (mut substituted, mut as_it_was) = (0, 0);
+            let (mut neither, mut as_it_was) = (0, 0);
             let mut at = 0;
             while at < 128 {
                 if masked(at, 255) >= len {
@@ -380,17 +383,22 @@ fn put_back(s: &Scratch, journal: &Journal, i: u32) -> Result<(), ()> {
                 let octet = s.octet(at);
                 let place = (from + at) as usize;
                 // SAFETY: behind the spelling lies the substitute's slack, so the places are within the map value.
-                unsafe {
-                    substituted |= octet ^ *spelling.substitute.as_ptr().add(place);
-                    as_it_was |= octet ^ *spelling.watched.as_ptr().add(place);
-                }
+                let (substitute, watched) = unsafe {
+                    (
+                        *spelling.substitute.as_ptr().add(place),
+                        *spelling.watched.as_ptr().add(place),
+                    )
+                };
+                // Not 0 where it is neither. (It may have been written in part.)
+                neither |= (octet ^ substitute) as u32 * (octet ^ watched) as u32;
+                as_it_was |= octet ^ watched;
                 at += 1;
             }
             if as_it_was == 0 {
                 // It could not be written, and that could not be noted as undone.
                 return Ok(());
             }
-            if substituted != 0 {
+            if neither != 0 {
                 return Err(());
             }
             // SAFETY: as above.
@@ -429,7 +437,11 @@ fn replayed(ctx: &impl Exit) -> u32 {
         return tap::open(ctx);
     }
     if s.segments.found() {
-        journal.replay(c, &s.segments);
+        let manner = journal.replay(c, &s.segments);
+        if manner != 0 {
+            quieted(s.slot.get(), manner, 1);
+            s.quieted.set(s.quieted.get() + 1);
+        }
     }
     if s.pending.get() != 0 {
         s.pending.set(0);
@@ -610,7 +622,28 @@ impl Edit for Editing<'_> {
     }
 
     #[inline(always)]
+    fn asked(&self, number: u32) -> bool {
+        quiet_asked(self.s.slot.get(), number)
+    }
+
+    #[inline(always)]
+    fn answerable(&self, stream: u32) -> u32 {
+        answers::answerable(&self.s.key, self.s.tracked.epoch, stream)
+    }
+
+    #[inline(always)]
+    fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
+        self.journal.length(place, was)?;
+        write(place, [octet].as_ptr(), 1).map_err(|()| Failure::Unwritable)
+    }
+
+    #[inline(always)]
     fn rejected(&self, place: u64, id: u32, manner: u32) {
         self.journal.rejected(place, id, manner);
+        if manner != 0 {
+            let stream = self.s.tracked.conn.stream.get();
+            let quiet = manner == quiet::code(Manner::Quiet);
+            answers::set_quiet(&self.s.key, stream, quiet);
+        }
     }
 }

@@ -89,6 +89,10 @@ pub struct Scratch {
     /// Of those whose method isn't known: the table's generation in the lower half, the candidates in the upper one.
     begun_asked: [Vol<u64>; BEGUN as usize],
     begun_count: Vol<u32>,
+    /// Calls of this send that were counted as quiet ones, or as what took their place.
+    pub quieted: Vol<u32>,
+    /// Fills up.
+    reserved: Vol<u32>,
     /// The walk that goes on when they have been begun, plus 1; 0 is none.
     pub more: Vol<u32>,
     /// The call that is accounted for.

@@ -6,10 +6,11 @@
 //! Privileges: CAP_BPF and CAP_PERFMON, and for tracepoints CAP_SYS_ADMIN where `perf_event_paranoid` is above 2.
 
 use agent_common::abi::{
-    ConnKey, FOREIGN, Failure, ProcEvent, Reason, Slot, Target, Tracked, closing, event, verdict,
-    walks,
+    ConnKey, FOREIGN, Failure, Manner, ProcEvent, Reason, Slot, Target, Tracked, closing, event,
+    verdict, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
+use agent_common::h2::quiet;
 use agent_common::h2::track::{self, Begin, End, status};
 use agent_common::h2::walk::{self, Conn, Fault, Outcome};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
@@ -19,7 +20,8 @@ use crate::global::global;
 use crate::hook::{Exit, Hook, programs};
 use crate::maps::{
     ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers,
-    closing as is_closing, control_closing, event_lost, failed, leased, unparsed,
+    closing as is_closing, control_closing, event_lost, failed, leased, quiet_asked, quieted,
+    unparsed,
 };
 use crate::source::{BEGUN, Bytes, RESET, Scratch};
 
@@ -90,6 +92,7 @@ fn sent(ctx: &impl Exit, shape: Shape) -> u32 {
     s.failure.clear();
     s.forget_calls();
     s.more.set(0);
+    s.quieted.set(0);
     s.begun.set(NOT_BEGUN);
     s.total.set(ret as u64);
     s.is_there();
@@ -519,10 +522,29 @@ fn count(s: &Scratch, class: u32, n: u32) {
     if column == verdict::ADMITTED && s.verdict.get() == verdict::REJECTED {
         failed(why(s, note), n as u64);
     }
+    if column == verdict::REJECTED {
+        loud(s, number, n);
+    }
     let path = number as usize & (MAX_PATHS - 1);
     let column = column as usize & (verdict::COUNT - 1);
     // SAFETY: as above, and both indices are masked.
     unsafe { add(&raw mut (*slot).calls[path][column], n as u64) };
+}
+
+/// Of `n` rejected calls that were to be answered quietly, those that nobody has counted yet were not: they refer to what the server's table
+/// has, or met a gate.
+#[inline(always)]
+fn loud(s: &Scratch, method: u32, n: u32) {
+    let slot = s.slot.get();
+    let counted = s.quieted.get();
+    if n > counted && quiet_asked(slot, method) {
+        let why = if s.gated.get() == NOT_GATED {
+            Manner::Indexed
+        } else {
+            Manner::Enforcer
+        };
+        quieted(slot, quiet::code(why), (n - counted) as u64);
+    }
 }
 
 /// Whether the tap counts calls of this send.

@@ -5,7 +5,7 @@ use core::mem::offset_of;
 use super::ConnKey;
 use crate::h2::pending::KEPT;
 use crate::h2::walk::Conn;
-use crate::vol::{Vol, if_below};
+use crate::vol::{Vol, if_below, masked};
 
 /// Connections whose answers are followed at once.
 pub const MAX_ANSWERS: u32 = 4096;
@@ -21,12 +21,15 @@ pub const UNDER_WAY: usize = 32;
 pub const EARLY: usize = 4;
 /// Calls at once on one connection whose method is to be learned from what is answered.
 pub const ASKED: usize = 4;
+/// Quiet calls ([`crate::h2::quiet`]) that are under way at once on one connection.
+pub const QUIET: usize = 8;
 
 const _: () = assert!(CALL_BYTES.is_power_of_two());
 const _: () = assert!(
     UNDER_WAY.is_power_of_two()
         && EARLY.is_power_of_two()
         && ASKED.is_power_of_two()
+        && QUIET.is_power_of_two()
         && KEPT.is_power_of_two()
 );
 
@@ -46,7 +49,7 @@ pub struct Answers {
     pub waiting: Vol<u64>,
     /// Octets of the current DATA frame that are still to be kept.
     pub keep: Vol<u32>,
-    /// The place of its call; [`UNDER_WAY`] + n: that of [`Answers::asked`].
+    /// The place of its call; [`UNDER_WAY`] + n: that of [`Answers::asked`]; [`KEEP_QUIET`]: they are not kept, but looked at.
     pub keep_at: Vol<u32>,
     /// Not 0: the server was heard before the client's preface was seen.
     pub unclaimed: Vol<u32>,
@@ -58,8 +61,21 @@ pub struct Answers {
     pub lens: [Vol<u32>; UNDER_WAY],
     /// Calls whose method isn't known, at the place of their stream's number.
     pub asked: [Asked; ASKED],
+    /// The streams of quiet calls whose answers have not been edited yet, each at the place of its number; 0 is none.
+    pub quiet: [Vol<u32>; QUIET],
     /// Where the server's stream stands.
     pub conn: Conn,
+}
+
+/// In [`Answers::keep_at`]: the answer is a quiet call's.
+pub const KEEP_QUIET: u32 = (UNDER_WAY + ASKED) as u32;
+
+impl Answers {
+    /// The place of a stream's quiet call.
+    #[inline(always)]
+    pub fn quiet_of(&self, stream: u32) -> &Vol<u32> {
+        &self.quiet[masked(UnderWay::place(stream), QUIET as u32 - 1) as usize]
+    }
 }
 
 /// A call of a method that isn't known ([`crate::h2::learn`]).
@@ -121,7 +137,12 @@ pub struct Early {
 
 const _: () = assert!(
     size_of::<Answers>()
-        == 8 + (28 + KEPT) * UNDER_WAY + 16 * EARLY + 24 + (16 + KEPT) * ASKED + size_of::<Conn>()
+        == 8 + (28 + KEPT) * UNDER_WAY
+            + 16 * EARLY
+            + 24
+            + (16 + KEPT) * ASKED
+            + 4 * QUIET
+            + size_of::<Conn>()
 );
 
 /// Where [`Answers`]' fields lie, for an agent that reads one as bytes.
@@ -131,6 +152,8 @@ pub mod layout {
     pub const EPOCH: usize = offset_of!(Answers, epoch);
     /// Of [`Answers::calls`].
     pub const CALLS: usize = offset_of!(Answers, calls);
+    /// Of [`Answers::quiet`].
+    pub const QUIET: usize = offset_of!(Answers, quiet);
 }
 
 /// A connection that was closed while calls were under way.
