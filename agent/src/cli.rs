@@ -14,7 +14,7 @@ use clap::{
 };
 
 use crate::export::otlp::Endpoint;
-use crate::model::{Mode, Replica};
+use crate::model::{Answer, Mode, Replica};
 use crate::policy::{self, Selector};
 use crate::version;
 
@@ -322,6 +322,10 @@ pub struct ModeArgs {
     #[arg(value_enum, value_name = "MODE")]
     pub mode: Mode,
 
+    /// How rejected calls end, of mode enforce; without it, as the agent's configuration says
+    #[arg(long, value_enum, value_name = "ANSWER")]
+    pub answer: Option<Answer>,
+
     /// Only replicas in the namespaces that match this glob
     #[arg(long, value_name = "NS", value_parser = namespace)]
     pub namespace: Option<String>,
@@ -344,16 +348,6 @@ pub enum Enforcer {
     Rewrite,
     /// Before the source's end of the connection: Unix sockets (CAP_NET_ADMIN)
     Gate,
-}
-
-/// How a rejected call ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Answer {
-    /// The source's own server answers UNIMPLEMENTED
-    Unimplemented,
-    /// Not in this version.
-    #[value(hide = true)]
-    Quiet,
 }
 
 /// How sends are observed.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_common::abi::{Slot, verdict};
 
-use crate::model::{Identity, Mode, ReplicaStatus, Verdict};
+use crate::model::{Identity, Mode, Quieted, ReplicaStatus, Verdict};
 use crate::policy::{Ruling, Say};
 use crate::tap::answers::ByCode;
 
@@ -40,6 +40,8 @@ struct Record {
     pids: BTreeSet<u32>,
     calls: BTreeMap<(usize, Verdict), u64>,
     rejected_before: BTreeMap<usize, u64>,
+    quieted: Quieted,
+    quieted_before: Quieted,
     unresolved: u64,
     durations: ByCode,
     durations_before: ByCode,
@@ -56,6 +58,8 @@ impl Record {
         for (method, n) in other.rejected_before {
             *self.rejected_before.entry(method).or_default() += n;
         }
+        self.quieted.add(&other.quieted);
+        self.quieted_before.add(&other.quieted_before);
         self.unresolved += other.unresolved;
         add_durations(&mut self.durations, &other.durations);
         add_durations(&mut self.durations_before, &other.durations_before);
@@ -67,6 +71,8 @@ impl Record {
     fn inherit(&mut self, pod: &Self) {
         add_durations(&mut self.durations_before, &pod.durations);
         add_durations(&mut self.durations_before, &pod.durations_before);
+        self.quieted_before.add(&pod.quieted);
+        self.quieted_before.add(&pod.quieted_before);
         let own = pod
             .calls
             .iter()
@@ -124,6 +130,8 @@ pub struct Answered {
     pub durations: ByCode,
     /// The last pending count, and when it was answered, in ns since boot.
     pub pending: Option<(u64, i64)>,
+    /// Rejected calls for which a quiet answer was asked.
+    pub quieted: Quieted,
 }
 
 /// Adds all that a slot holds.
@@ -260,11 +268,24 @@ impl Inventory {
                 pids: BTreeSet::new(),
                 calls: BTreeMap::new(),
                 rejected_before: BTreeMap::new(),
+                quieted: Quieted::default(),
+                quieted_before: Quieted::default(),
                 unresolved: 0,
                 durations: ByCode::new(),
                 durations_before: ByCode::new(),
                 pending: None,
             })
+    }
+
+    /// What the policy said last of each process.
+    pub fn rulings(&self) -> impl Iterator<Item = Ruling> + '_ {
+        self.processes.values().map(|process| process.ruling)
+    }
+
+    /// The highest slot that a process has; 0 where none has one.
+    pub fn last_slot(&self) -> u32 {
+        let slots = self.processes.values().map(|process| process.slot);
+        slots.max().unwrap_or_default()
     }
 
     /// The slot of a process, if it is known.
@@ -358,6 +379,7 @@ impl Inventory {
     pub fn bank_answers(&mut self, identity: &Identity, answered: &Answered) {
         if let Some(record) = self.replicas.get_mut(identity) {
             add_durations(&mut record.durations, &answered.durations);
+            record.quieted.add(&answered.quieted);
             record.pending = record.pending.max(answered.pending);
         }
     }
@@ -377,6 +399,7 @@ impl Inventory {
                 let process = self.processes.get(pid).filter(|p| p.slot != 0);
                 if let Some(answered) = process.and_then(|p| of(p.slot)) {
                     add_durations(&mut status.durations, &answered.durations);
+                    status.quieted.add(&answered.quieted);
                     pending = pending.max(answered.pending);
                 }
             }
@@ -456,6 +479,9 @@ impl Inventory {
                     gone: record.gone,
                     calls: record.calls.clone(),
                     rejected_before: record.rejected_before.clone(),
+                    quieted: record.quieted,
+                    quieted_before: record.quieted_before,
+                    loud: None,
                     unresolved: record.unresolved,
                     durations: record.durations.clone(),
                     durations_before: record.durations_before.clone(),
@@ -573,6 +599,7 @@ mod tests {
         Answered {
             durations: ByCode::from([((0, Code::Ok), durations)]),
             pending,
+            quieted: Quieted::default(),
         }
     }
 

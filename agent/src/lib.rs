@@ -21,6 +21,7 @@ pub mod memory;
 pub mod model;
 pub mod observer;
 pub mod policy;
+pub mod quiet;
 pub mod run;
 pub mod settings;
 pub mod tap;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use agent_common::abi::Reason;
 use agent_common::abi::answers::Code;
+use agent_common::abi::{self, Manner, Reason};
 
 use crate::durations::Durations;
 
@@ -143,11 +143,27 @@ impl Mode {
 }
 
 /// How a rejected call ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Answer {
-    /// The source's own server answers UNIMPLEMENTED.
+    /// The source's own server answers UNIMPLEMENTED
     #[default]
     Unimplemented,
+    /// With success and without a count, which a data plane in Rust takes without a word; UNIMPLEMENTED where that can't be proven
+    /// safe (enforcer rewrite)
+    Quiet,
 }
 
 impl Answer {
@@ -155,6 +171,15 @@ impl Answer {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unimplemented => "unimplemented",
+            Self::Quiet => "quiet",
+        }
+    }
+
+    /// How a call ended that was to be answered quietly.
+    pub const fn of(manner: Manner) -> Self {
+        match manner {
+            Manner::Quiet => Self::Quiet,
+            _ => Self::Unimplemented,
         }
     }
 }
@@ -184,6 +209,34 @@ impl Verdict {
     }
 }
 
+/// Rejected calls for which a quiet answer was asked, by what became of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quieted([u64; Manner::ALL.len()]);
+
+impl Quieted {
+    /// What the programs have counted.
+    pub fn new(counts: &abi::Quieted) -> Self {
+        Self(Manner::ALL.map(|manner| counts.calls[manner as usize]))
+    }
+
+    /// How many there are of each.
+    pub fn counts(&self) -> impl Iterator<Item = (Manner, u64)> + '_ {
+        Manner::ALL.into_iter().zip(self.0)
+    }
+
+    /// How many there are in all.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, other: &Self) {
+        for (n, more) in self.0.iter_mut().zip(other.0) {
+            *n += more;
+        }
+    }
+}
+
 /// One replica on this node and what its processes called.
 #[derive(Clone, Debug)]
 pub struct ReplicaStatus {
@@ -204,6 +257,12 @@ pub struct ReplicaStatus {
     pub calls: BTreeMap<(usize, Verdict), u64>,
     /// Rejected calls, by index of the method, of pods that were this replica before and are shown no more.
     pub rejected_before: BTreeMap<usize, u64>,
+    /// Of the rejected calls of PendingFn, those for which a quiet answer was asked.
+    pub quieted: Quieted,
+    /// The same of pods that were this replica before and are shown no more.
+    pub quieted_before: Quieted,
+    /// Rejected calls of PendingFn in [`Self::calls`] for which none was asked; `None`: the difference.
+    pub loud: Option<u64>,
     /// Calls whose method is not known.
     pub unresolved: u64,
     /// How long calls took until their answers had ended, by index of the method and how they ended.
@@ -268,6 +327,8 @@ pub struct MapFill {
 pub struct ModeOverride {
     /// The mode.
     pub mode: Mode,
+    /// How rejected calls end; `None`: as the configuration says.
+    pub answer: Option<Answer>,
     /// Namespaces, a glob; `None` for all.
     pub namespace: Option<String>,
     /// A pod's name; `None` for all.

@@ -14,6 +14,7 @@ use agent_common::abi::answers::{CallEvent, Code};
 use agent_common::abi::{
     Control, Failure, ProcEvent, Reason, Slot, Target, Totals, event, verdict,
 };
+use agent_common::h2::quiet::PENDING;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::MissedTickBehavior;
 
@@ -25,12 +26,13 @@ use crate::discovery::{cgroup, proc};
 use crate::enforce::Enforcement;
 use crate::engine::{Engine, ModeChanged, ModeRefused};
 use crate::inventory::{Answered, Inventory};
-use crate::model::{Identity, Mode, Snapshot, Verdict};
+use crate::model::{Identity, Mode, Quieted, ReplicaStatus, Snapshot, Verdict};
 use crate::policy::{ModeChange, Policy, Ruling, Say, unenforceable};
-use crate::tap::Tap;
+use crate::quiet::Quiet;
 use crate::tap::answers::ByCode;
 use crate::tap::events::Events;
 use crate::tap::targets::NEW_ONLY;
+use crate::tap::{Enforcer, Tap};
 use crate::watch::{Call, Event, Hub, Subscription};
 
 /// How often the agent looks whether something is due.
@@ -78,6 +80,10 @@ struct State {
     resting: VecDeque<(Instant, u32)>,
     /// Processes that were taken over as they were in the kernel, and their generations: events of their births may still be on the way.
     resumed: BTreeSet<(u32, u64)>,
+    /// Whose rejected calls are to be answered quietly.
+    quiet: Quiet,
+    /// How many rejected calls were shown as others than those.
+    loud: BTreeMap<Identity, u64>,
     /// Processes whose first thread has ended, and how many quick looks are left.
     ending: BTreeMap<u32, u32>,
     /// Processes that have ended and are to be buried.
@@ -134,6 +140,8 @@ impl Observer {
                 methods,
                 resting: VecDeque::new(),
                 resumed: BTreeSet::new(),
+                quiet: Quiet::default(),
+                loud: BTreeMap::new(),
                 ending: BTreeMap::new(),
                 dead: BTreeSet::new(),
                 moving: BTreeMap::new(),
@@ -593,6 +601,7 @@ impl State {
         }
         let change = ModeChange {
             mode: Mode::Enforce,
+            answer: None,
             selector: Default::default(),
         };
         let refused = refusal(&change, &self.enforcement.tried(), &self.methods).or_else(|| {
@@ -684,6 +693,12 @@ impl State {
             numaflow_version,
         } = replica;
         let slot = target.slot;
+        if let Err(error) = self.quiet.ask(&self.tap.answers, slot, ruling) {
+            self.warn(format!(
+                "a process of {} gets no quiet answers: its counters can't be mapped ({error})",
+                identity.pod
+            ));
+        }
         if let Err(e) = self.tap.targets.insert(pid, target, flags) {
             // It ran another program meanwhile: the kernel made it a candidate, and its event is on the way.
             if flags != NEW_ONLY || self.tap.targets.get(&pid, 0).is_err() {
@@ -774,6 +789,7 @@ impl State {
         Answered {
             durations: self.tap.answers.durations_of(slot),
             pending: self.tap.answers.pending(slot),
+            quieted: self.tap.answers.quieted_of(slot),
         }
     }
 
@@ -781,7 +797,7 @@ impl State {
     fn bank_lost(&mut self, identity: &Identity, durations: ByCode) {
         let answered = Answered {
             durations,
-            pending: None,
+            ..Answered::default()
         };
         self.inventory.bank_answers(identity, &answered);
     }
@@ -924,6 +940,7 @@ impl State {
             }
             self.resting.pop_front();
             self.tap.slots.set(slot, Slot::ZERO);
+            self.quiet.forget(slot);
             self.calls.departed.remove(&slot);
             if let Err(e) = self.tap.answers.release(slot) {
                 self.warn(format!("histograms can't be used again: {e}"));
@@ -1037,6 +1054,7 @@ impl State {
             inventory,
             policy,
             enforcement,
+            quiet,
             ..
         } = self;
         inventory.rule(|identity, say| {
@@ -1053,7 +1071,16 @@ impl State {
                 continue;
             };
             let verdict = ruling.in_kernel();
-            if Some(target.slot) != inventory.slot(pid) || target.verdict == verdict {
+            if Some(target.slot) != inventory.slot(pid) {
+                continue;
+            }
+            // Before its calls are rejected.
+            if let Err(error) = quiet.ask(&tap.answers, target.slot, ruling) {
+                failed.push(format!(
+                    "process {pid} gets no quiet answers: its counters can't be mapped ({error})"
+                ));
+            }
+            if target.verdict == verdict {
                 continue;
             }
             enforcement.rule(pid, verdict);
@@ -1093,6 +1120,36 @@ impl State {
             ));
         }
         warnings
+    }
+
+    /// Says of each replica how many rejected calls were to be answered as ever. Calls and quiet ones are counted by the programs one
+    /// after the other, and read so; the difference must not fall for it.
+    fn count_loud(&mut self, replicas: &mut [ReplicaStatus]) {
+        let Some(method) = self.methods.iter().position(|method| method == PENDING) else {
+            return;
+        };
+        let mut before = std::mem::take(&mut self.loud);
+        for status in replicas {
+            let rejected = status.calls.get(&(method, Verdict::Rejected));
+            let now = rejected.map_or(0, |n| n.saturating_sub(status.quieted.sum()));
+            let loud = before.remove(&status.identity).map_or(now, |n| n.max(now));
+            status.loud = Some(loud);
+            self.loud.insert(status.identity.clone(), loud);
+        }
+    }
+
+    /// What an operator should know where quiet answers are asked for that there can't be.
+    fn quiet_warning(&self) -> Option<String> {
+        let asked = self.inventory.rulings().any(Ruling::is_quiet);
+        let why = match self.enforcement.kind() {
+            _ if !asked => return None,
+            Ok(kind) if kind == Enforcer::Gate.name() => "the enforcer gate has none",
+            _ if !self.tap.answers.on() => "the agent runs with --no-answers",
+            _ => return None,
+        };
+        Some(format!(
+            "quiet answers are asked for, and {why}: calls are rejected with UNIMPLEMENTED"
+        ))
     }
 
     fn warn(&mut self, warning: String) {
@@ -1172,7 +1229,7 @@ pub fn since_boot() -> u64 {
 
 impl Engine for Observer {
     fn snapshot(&self) -> Snapshot {
-        let state = self.state();
+        let mut state = self.state();
         let totals = state.totals();
         let programs = state.tap.programs();
         let missed: u64 = programs.iter().filter_map(|p| p.missed).sum();
@@ -1187,16 +1244,22 @@ impl Engine for Observer {
             }
         }
         let durations = state.tap.answers.durations();
+        // Behind the calls, of which these are some.
+        let quieted = state.tap.answers.quieted(state.inventory.last_slot());
         state.inventory.include_answers(&mut replicas, |slot| {
+            let quieted = quieted.as_ref().and_then(|all| all.get(slot));
             Some(Answered {
+                quieted: quieted.as_ref().map(Quieted::new).unwrap_or_default(),
                 durations: durations.get(&slot).cloned().unwrap_or_default(),
                 pending: state.tap.answers.pending(slot),
             })
         });
+        let of_candidates = state.inventory.missed(read);
+        state.count_loud(&mut replicas);
         let failures = Failure::ALL.into_iter().map(|why| {
             let mut n = totals.failures[why as usize];
             if why == Failure::Candidate {
-                n += state.inventory.missed(read);
+                n += of_candidates;
             }
             (why.name(), n)
         });
@@ -1204,6 +1267,7 @@ impl Engine for Observer {
         let mut warnings: Vec<String> = state.warnings.iter().cloned().collect();
         warnings.extend(state.enforcement.warnings());
         warnings.extend(state.kube_warnings());
+        warnings.extend(state.quiet_warning());
         Snapshot {
             mode: state.policy.node_mode(),
             overrides: state.policy.overrides(),
@@ -1284,6 +1348,7 @@ mod tests {
     fn change(mode: Mode, namespace: Option<&str>) -> ModeChange {
         ModeChange {
             mode,
+            answer: None,
             selector: Selector::new(namespace, None).unwrap(),
         }
     }

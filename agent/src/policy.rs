@@ -149,6 +149,8 @@ fn name(of: &'static str, text: &str) -> Result<(), SelectorError> {
 pub struct ModeChange {
     /// The mode.
     pub mode: Mode,
+    /// How rejected calls end; `None`: as the configuration says.
+    pub answer: Option<Answer>,
     /// For whom.
     pub selector: Selector,
 }
@@ -182,6 +184,11 @@ pub struct Ruling {
 }
 
 impl Ruling {
+    /// Whether calls are to be rejected, and the rejected ones answered quietly.
+    pub fn is_quiet(self) -> bool {
+        self.verdict == Some(Verdict::Rejected) && self.answer == Answer::Quiet
+    }
+
     /// The programs' number for the verdict.
     pub const fn in_kernel(self) -> u32 {
         match self.verdict {
@@ -239,6 +246,7 @@ impl Policy {
             .iter()
             .map(|change| ModeOverride {
                 mode: change.mode,
+                answer: change.answer,
                 namespace: change.selector.namespace().map(str::to_owned),
                 pod: change.selector.pod().map(str::to_owned),
             })
@@ -281,18 +289,28 @@ impl Policy {
     }
 
     fn said(&self, identity: &Identity, say: Say) -> Mode {
-        let changed = self
-            .changes
-            .iter()
-            .rev()
-            .find(|change| change.selector.matches(identity));
-        match changed {
+        match self.changed(identity) {
             Some(change) => change.mode,
             None => say
                 .annotation
                 .or_else(|| self.rule(identity).map(|rule| rule.mode))
                 .unwrap_or(self.default),
         }
+    }
+
+    /// The last that was set at run time for a replica.
+    fn changed(&self, identity: &Identity) -> Option<&ModeChange> {
+        let mut changes = self.changes.iter().rev();
+        changes.find(|change| change.selector.matches(identity))
+    }
+
+    /// How its rejected calls end: of what was set at run time, the last that matches, if that says so; else of the rules, the last
+    /// that matches; else the default.
+    fn answer(&self, identity: &Identity) -> Answer {
+        self.changed(identity)
+            .and_then(|change| change.answer)
+            .or_else(|| self.rule(identity).map(|rule| rule.answer))
+            .unwrap_or(self.answer)
     }
 
     /// Whether a replica may call: it has a number, and that is allowed.
@@ -324,7 +342,7 @@ impl Policy {
                 Mode::Audit => Some(Verdict::WouldReject),
                 Mode::Enforce => Some(Verdict::Rejected),
             },
-            answer: self.rule(identity).map_or(self.answer, |rule| rule.answer),
+            answer: self.answer(identity),
         }
     }
 }
@@ -352,6 +370,7 @@ mod tests {
     fn change(mode: Mode, namespace: Option<&str>, pod: Option<&str>) -> ModeChange {
         ModeChange {
             mode,
+            answer: None,
             selector: Selector::new(namespace, pod).unwrap(),
         }
     }
@@ -431,6 +450,36 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_what_was_said_last() {
+        let mut policy = Policy {
+            rules: vec![Rule {
+                answer: Answer::Quiet,
+                ..rule("payments", "*", Mode::Enforce)
+            }],
+            ..Policy::new(Mode::Enforce)
+        };
+        let answer = |policy: &Policy, namespace: &str| {
+            let ruling = policy.ruling(&identity(namespace, "w", Replica::Number(1)));
+            (ruling.mode, ruling.answer)
+        };
+        let (loud, quiet) = (Answer::Unimplemented, Answer::Quiet);
+        assert_eq!(answer(&policy, "payments"), (Mode::Enforce, quiet));
+        assert_eq!(answer(&policy, "a"), (Mode::Enforce, loud));
+        // Who sets a mode says nothing of answers.
+        policy.change(change(Mode::Enforce, None, None)).unwrap();
+        assert_eq!(answer(&policy, "payments"), (Mode::Enforce, quiet));
+        let say = |answer, namespace| ModeChange {
+            answer: Some(answer),
+            ..change(Mode::Enforce, namespace, None)
+        };
+        policy.change(say(loud, None)).unwrap();
+        policy.change(say(quiet, Some("a"))).unwrap();
+        assert_eq!(answer(&policy, "payments"), (Mode::Enforce, loud));
+        assert_eq!(answer(&policy, "a"), (Mode::Enforce, quiet));
+        assert_eq!(policy.overrides()[1].answer, Some(quiet));
+    }
+
+    #[test]
     fn run_time_wins_over_rules_and_later_wins_over_earlier() {
         let mut policy = Policy {
             rules: vec![rule("payments", "*", Mode::Audit)],
@@ -449,6 +498,7 @@ mod tests {
         assert_eq!(policy.node_mode(), Mode::Off);
         let everything = ModeOverride {
             mode: Mode::Off,
+            answer: None,
             namespace: None,
             pod: None,
         };
@@ -462,6 +512,7 @@ mod tests {
         assert_eq!(policy.node_mode(), Mode::Off);
         let shown = ModeOverride {
             mode: Mode::Audit,
+            answer: None,
             namespace: Some("payments".to_owned()),
             pod: Some("p".to_owned()),
         };

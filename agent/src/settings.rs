@@ -11,7 +11,7 @@ use crate::config::{self, ConfigError, File};
 use crate::discovery::identity;
 use crate::discovery::kube::access::{self, Access};
 use crate::export::otlp::Target;
-use crate::model::{Answer, Mode};
+use crate::model::Mode;
 use crate::policy::{Policy, Rule, unenforceable};
 
 /// The method that is watched if the configuration names none.
@@ -109,12 +109,6 @@ pub enum SettingsError {
         /// The flag, the variable, or the line and the key of the mode.
         asked: String,
     },
-    /// An answer that doesn't exist yet.
-    #[error("{place}: not in this version, which rejects with unimplemented only")]
-    Answer {
-        /// The flag or the variable.
-        place: String,
-    },
     /// Nobody has said which node this is.
     #[error(
         "{place}: the environment variable NODE_NAME (or --node-name) must say which node this is; in a pod it is the field \
@@ -150,13 +144,7 @@ impl Settings {
         surroundings: Surroundings,
     ) -> Result<Self, SettingsError> {
         let origins = arguments.origins;
-        let answer = match arguments.answer {
-            cli::Answer::Unimplemented => Answer::Unimplemented,
-            cli::Answer::Quiet => {
-                let place = origins.answer.written("answer", "quiet");
-                return Err(SettingsError::Answer { place });
-            }
-        };
+        let answer = arguments.answer;
         let discovery = discovery(arguments, surroundings)?;
         let (mode, place) = match (arguments.mode, file.mode) {
             (Some(mode), _) => (mode, origins.mode.written("mode", mode.name())),
@@ -255,6 +243,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{self, Command};
+    use crate::model::Answer;
 
     fn resolve(flags: &[&str], file: &str) -> Result<Settings, SettingsError> {
         resolve_in(flags, file, Surroundings::default())
@@ -407,10 +396,17 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_has_not_is_refused_by_name() {
-        let error = resolve(&["--answer", "quiet"], "").unwrap_err().to_string();
-        assert!(error.starts_with("--answer quiet: "), "{error}");
-        assert!(error.contains("this version"), "{error}");
+    fn answers_are_those_of_the_flag_where_no_rule_says_otherwise() {
+        assert_eq!(
+            resolve(&[], "").unwrap().policy.answer,
+            Answer::Unimplemented
+        );
+        let rules =
+            "[[rule]]\nmode = \"off\"\n[[rule]]\nmode = \"off\"\nanswer = \"unimplemented\"";
+        let quiet = resolve(&["--answer", "quiet"], rules).unwrap().policy;
+        let of_rules: Vec<_> = quiet.rules.iter().map(|rule| rule.answer).collect();
+        assert_eq!(quiet.answer, Answer::Quiet);
+        assert_eq!(of_rules, [Answer::Quiet, Answer::Unimplemented]);
         assert!(resolve(&["--tap", "fentry", "--discover", "proc"], "").is_ok());
     }
 

@@ -316,7 +316,8 @@ impl Manner {
                 "a quiet answer was asked for, and the client is none that is known to take it (not `tonic/…` by its user-agent)"
             }
             Self::UnknownClient => {
-                "a quiet answer was asked for, and the client's user-agent was not seen: the connection is older than its watch, or this                  is its first request"
+                "a quiet answer was asked for, and the client's user-agent was not seen: the connection is older than its watch, or this is its first \
+                 request"
             }
             Self::Indexed => {
                 "a quiet answer was asked for, and the client names the path by an index of the connection's table"

@@ -11,8 +11,8 @@ use crate::durations::Durations;
 use crate::engine::{ModeChanged, ModeRefused};
 use crate::export;
 use crate::model::{
-    Kind, KubeWatch, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus, Snapshot,
-    Verdict,
+    Answer, Kind, KubeWatch, MapFill, Mode, ModeOverride, ProgramStatus, Replica, ReplicaStatus,
+    Snapshot, Verdict,
 };
 use crate::policy::{ModeChange, Selector};
 use crate::version;
@@ -86,6 +86,10 @@ fn map_fill(map: MapFill) -> pb::MapFill {
 fn override_(override_: ModeOverride) -> pb::ModeOverride {
     pb::ModeOverride {
         mode: mode(override_.mode).into(),
+        answer: override_
+            .answer
+            .map_or(pb::Answer::Unspecified, answer)
+            .into(),
         namespace: override_.namespace,
         pod: override_.pod,
     }
@@ -103,9 +107,32 @@ pub(super) fn change(request: &pb::SetModeRequest) -> Result<ModeChange, Status>
             return Err(Status::invalid_argument(message));
         }
     };
+    let answer = match request.answer() {
+        pb::Answer::Unimplemented => Some(Answer::Unimplemented),
+        pb::Answer::Quiet => Some(Answer::Quiet),
+        pb::Answer::Unspecified if request.answer == 0 => None,
+        pb::Answer::Unspecified => {
+            let message = format!(
+                "answer {} is none of unimplemented and quiet",
+                request.answer
+            );
+            return Err(Status::invalid_argument(message));
+        }
+    };
+    if answer.is_some() && mode != Mode::Enforce {
+        let message = format!(
+            "an answer is said with mode enforce alone: with mode {} nothing is rejected",
+            mode.name()
+        );
+        return Err(Status::invalid_argument(message));
+    }
     let selector = Selector::new(request.namespace.as_deref(), request.pod.as_deref())
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
-    Ok(ModeChange { mode, selector })
+    Ok(ModeChange {
+        mode,
+        answer,
+        selector,
+    })
 }
 
 pub(super) fn changed(changed: ModeChanged) -> pb::SetModeResponse {
@@ -190,6 +217,17 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             .collect(),
         pending: status.pending,
         numaflow_version: status.numaflow_version.unwrap_or_default(),
+        answer: answer(status.answer).into(),
+        quieted: status
+            .quieted
+            .counts()
+            .filter(|(_, count)| *count > 0)
+            .map(|(manner, count)| pb::Quieted {
+                answer: answer(Answer::of(manner)).into(),
+                reason: manner.name().to_owned(),
+                count,
+            })
+            .collect(),
     }
 }
 
@@ -222,6 +260,13 @@ fn verdict(verdict: Verdict) -> Option<pb::Verdict> {
         Verdict::WouldReject => Some(pb::Verdict::WouldReject),
         Verdict::Rejected => Some(pb::Verdict::Rejected),
         Verdict::Unresolved => None,
+    }
+}
+
+fn answer(answer: Answer) -> pb::Answer {
+    match answer {
+        Answer::Unimplemented => pb::Answer::Unimplemented,
+        Answer::Quiet => pb::Answer::Quiet,
     }
 }
 
@@ -291,6 +336,7 @@ mod tests {
         snapshot.replicas[1].latched = 1;
         let some = ModeOverride {
             mode: Mode::Off,
+            answer: None,
             namespace: Some("a*".to_owned()),
             pod: None,
         };

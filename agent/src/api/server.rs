@@ -162,6 +162,7 @@ mod tests {
             mode: mode.into(),
             namespace: namespace.map(str::to_owned),
             pod: pod.map(str::to_owned),
+            answer: 0,
         };
         match client::set_mode(&running.path, request).await {
             Ok(response) => Ok(response),
@@ -257,6 +258,18 @@ mod tests {
         };
         let error = client::set_mode(&running.path, later).await.unwrap_err();
         assert!(error.to_string().contains("mode 99"), "{error}");
+        for (mode, answer, reason) in [
+            (pb::Mode::Enforce, 99, "answer 99"),
+            (pb::Mode::Audit, 2, "with mode audit nothing is rejected"),
+        ] {
+            let request = pb::SetModeRequest {
+                mode: mode.into(),
+                answer,
+                ..pb::SetModeRequest::default()
+            };
+            let error = client::set_mode(&running.path, request).await.unwrap_err();
+            assert!(error.to_string().contains(reason), "{error}");
+        }
         assert_eq!(running.engine.policy.lock().unwrap().overrides(), []);
         for i in 0..crate::policy::MAX_OVERRIDES {
             let pod = format!("p{i}");

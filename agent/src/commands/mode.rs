@@ -11,7 +11,7 @@ use super::{block_on, clean, complain, print, report};
 use crate::api::client::ClientError;
 use crate::api::{client, pb};
 use crate::cli::ModeArgs;
-use crate::model::Mode;
+use crate::model::{Answer, Mode};
 
 /// How long the user waits without a word.
 const LONG: Duration = Duration::from_secs(3);
@@ -21,6 +21,8 @@ const LONG: Duration = Duration::from_secs(3);
 struct Report<'a> {
     /// The mode that was set.
     mode: &'static str,
+    /// How rejected calls end: `unimplemented` or `quiet`; `null`: as the configuration says.
+    answer: Option<&'static str>,
     /// The namespaces that it is for, a glob; `null` for all.
     namespace: Option<&'a str>,
     /// The pod that it is for; `null` for all.
@@ -58,14 +60,21 @@ fn text(arguments: &ModeArgs) -> anyhow::Result<String> {
         Mode::Audit => pb::Mode::Audit,
         Mode::Enforce => pb::Mode::Enforce,
     };
+    let answer = match arguments.answer {
+        None => pb::Answer::Unspecified,
+        Some(Answer::Unimplemented) => pb::Answer::Unimplemented,
+        Some(Answer::Quiet) => pb::Answer::Quiet,
+    };
     let request = pb::SetModeRequest {
         mode: mode.into(),
+        answer: answer.into(),
         namespace: arguments.namespace.clone(),
         pod: arguments.pod.clone(),
     };
     let response = block_on(set(&arguments.report.api_socket, request))??;
     let report = Report {
         mode: report::mode(mode),
+        answer: report::answer(answer),
         namespace: arguments.namespace.as_deref(),
         pod: arguments.pod.as_deref(),
         replicas: replicas(&response.replicas),
@@ -110,7 +119,11 @@ fn replicas(counts: &[pb::ModeCount]) -> Replicas {
 }
 
 fn render(report: &Report<'_>, out: &mut String) -> fmt::Result {
-    write!(out, "mode {} is set for ", report.mode)?;
+    write!(out, "mode {}", report.mode)?;
+    if let Some(answer) = report.answer {
+        write!(out, ", answer {answer},")?;
+    }
+    out.push_str(" is set for ");
     match (report.namespace, report.pod) {
         (None, None) => write!(out, "every replica")?,
         (Some(namespace), None) => write!(out, "namespace {}", clean(namespace))?,
@@ -149,6 +162,7 @@ mod tests {
         let counts = [count(pb::Mode::Enforce, 4), count(pb::Mode::Off, 1)];
         Report {
             mode: "off",
+            answer: None,
             namespace,
             pod,
             replicas: replicas(&counts),
@@ -177,12 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_said() {
+        let quiet = Report {
+            answer: Some("quiet"),
+            mode: "enforce",
+            ..report(None, None)
+        };
+        let mut text = String::new();
+        render(&quiet, &mut text).unwrap();
+        let begins = "mode enforce, answer quiet, is set for every replica, until";
+        assert!(text.starts_with(begins), "{text}");
+    }
+
+    #[test]
     fn for_scripts() {
         let json = serde_json::to_value(report(Some("a*"), None)).unwrap();
         assert_eq!(
             json,
             serde_json::json!({
-                "mode": "off", "namespace": "a*", "pod": null,
+                "mode": "off", "answer": null, "namespace": "a*", "pod": null,
                 "replicas": {"off": 1, "audit": 0, "enforce": 4}, "warnings": ["be\u{7}ware"],
             })
         );

@@ -12,6 +12,7 @@ use super::savings::{self, Savings};
 use crate::api::client;
 use crate::api::pb;
 use crate::durations::Durations as Histogram;
+use crate::model::Answer;
 
 /// Everything that an agent tells.
 #[derive(Debug, Serialize)]
@@ -104,6 +105,8 @@ impl MapFill {
 pub struct Override {
     /// `off`, `audit` or `enforce`.
     pub mode: &'static str,
+    /// `unimplemented` or `quiet`; `null`: as the configuration says.
+    pub answer: Option<&'static str>,
     /// Namespaces, a glob.
     pub namespace: Option<String>,
     /// A pod's name.
@@ -346,10 +349,20 @@ fn uptime(started: Option<prost_types::Timestamp>, now: SystemTime) -> Duration 
         .unwrap_or_default()
 }
 
+/// As it is written.
+pub fn answer(answer: pb::Answer) -> Option<&'static str> {
+    match answer {
+        pb::Answer::Unimplemented => Some(Answer::Unimplemented.name()),
+        pb::Answer::Quiet => Some(Answer::Quiet.name()),
+        pb::Answer::Unspecified => None,
+    }
+}
+
 impl From<pb::ModeOverride> for Override {
     fn from(set: pb::ModeOverride) -> Self {
         Self {
             mode: mode(set.mode()),
+            answer: answer(set.answer()),
             namespace: set.namespace,
             pod: set.pod,
         }

@@ -88,6 +88,9 @@ fn head(report: &Report, out: &mut String) -> fmt::Result {
     }
     for set in &report.overrides {
         write!(out, "at run time  mode {}", set.mode)?;
+        if let Some(answer) = set.answer {
+            write!(out, ", answer {answer}")?;
+        }
         if set.namespace.is_none() && set.pod.is_none() {
             write!(out, ", every replica")?;
         }
@@ -270,8 +273,8 @@ mod tests {
     use crate::api::socket::ApiSocket;
     use crate::engine::{Handle, fake};
     use crate::model::{
-        Kind, MapFill as Fill, Mode, ModeOverride, Replica as Number, ReplicaStatus, Snapshot,
-        Verdict,
+        Answer, Kind, MapFill as Fill, Mode, ModeOverride, Replica as Number, ReplicaStatus,
+        Snapshot, Verdict,
     };
     use agent_common::abi::answers::Code;
     use tokio_util::sync::CancellationToken;
@@ -388,6 +391,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         calls.insert((0, Verdict::Rejected), 77);
         let set = |mode, namespace: Option<&str>, pod: Option<&str>| ModeOverride {
             mode,
+            answer: (mode == Mode::Enforce).then_some(Answer::Quiet),
             namespace: namespace.map(str::to_owned),
             pod: pod.map(str::to_owned),
         };
@@ -402,7 +406,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
             "mode audit, tap tracepoint, enforcer gate, up",
             "connections  3 synced, 0 unsynced, 1 latched\n",
             "at run time  mode audit, every replica\n",
-            "at run time  mode enforce, namespace pay*\n",
+            "at run time  mode enforce, answer quiet, namespace pay*\n",
             "at run time  mode audit, namespace payments, pod orders-mv-0-abcde\n",
             "at run time  mode off, pod x\u{fffd}\n",
             "not rejected candidate 3\n",
@@ -418,6 +422,8 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         assert_eq!(json.get("enforcer_reason"), None);
         assert_eq!(json["enforcement_failures"]["candidate"], 3);
         assert_eq!(json["overrides"][1]["mode"], "enforce");
+        assert_eq!(json["overrides"][1]["answer"], "quiet");
+        assert_eq!(json["overrides"][0]["answer"], serde_json::Value::Null);
         assert_eq!(json["overrides"][1]["namespace"], "pay*");
         assert_eq!(json["overrides"][1]["pod"], serde_json::Value::Null);
         assert_eq!(json["connections"]["latched"], 1);

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use agent_common::abi::answers::{QUIET, layout};
 use aya::maps::{MapData, SockHash};
 
 use super::old::Old;
@@ -17,7 +18,7 @@ use super::pins::{self, PinError};
 /// What keeps a gate's sockets where they are: its map, and the program that it continues in.
 const KEPT: [&str; 2] = ["map_GATE", "map_GATES"];
 
-/// How long sends that were rewritten may take to end.
+/// How long sends that were rewritten, and answers that are to be edited, may take to end.
 const SENDS: Duration = Duration::from_secs(2);
 
 /// What was done with one directory of pins.
@@ -56,14 +57,14 @@ pub fn all(root: &Path) -> Result<Vec<Detached>, PinError> {
 
 fn one(directory: PathBuf) -> Detached {
     let mut connections = 0;
-    let mut sends = 0;
+    let mut under_way = UnderWay::default();
     let result = (|| {
         let old = Old::open(&directory)?;
         old.end();
         connections = old.sockets();
         drop(old);
-        sends = rewritten(&directory)?;
-        if sends > 0 {
+        under_way = rewritten(&directory)?;
+        if under_way.any() {
             return Ok(());
         }
         if connections == 0 {
@@ -81,8 +82,13 @@ fn one(directory: PathBuf) -> Detached {
         result.or_else(|e: std::io::Error| rest(&directory, &mut connections).map_err(|_| e));
     let reason = match &result {
         Err(e) => Some(e.to_string()),
-        Ok(()) if sends > 0 => Some(format!(
-            "{sends} sends that were rewritten are not over; their bytes are put back when they are; run this again then"
+        Ok(()) if under_way.sends > 0 => Some(format!(
+            "{} sends that were rewritten are not over; their bytes are put back when they are; run this again then",
+            under_way.sends
+        )),
+        Ok(()) if under_way.answers > 0 => Some(format!(
+            "{} calls that were rejected quietly are not answered yet; their answers are edited when they are; run this again then",
+            under_way.answers
         )),
         Ok(()) if connections > 0 => Some(format!(
             "{connections} connections are behind the gate; they pass it untouched, and taking it away would lose what they have \
@@ -98,26 +104,62 @@ fn one(directory: PathBuf) -> Detached {
     }
 }
 
-/// Ends the rewriting of sends, and says how many that were rewritten are still under way.
-fn rewritten(directory: &Path) -> std::io::Result<usize> {
+/// What the programs have begun and must end.
+#[derive(Clone, Copy, Debug, Default)]
+struct UnderWay {
+    /// Sends whose bytes are to be put back.
+    sends: usize,
+    /// Calls whose answers are to be edited.
+    answers: usize,
+}
+
+impl UnderWay {
+    fn any(self) -> bool {
+        self.sends > 0 || self.answers > 0
+    }
+}
+
+/// Ends the rewriting of sends, and says what is still under way of that.
+fn rewritten(directory: &Path) -> std::io::Result<UnderWay> {
     pins::remove_files(directory, |name| name.starts_with("link_edit_"))?;
     let path = directory.join(pins::map("EDITS"));
     if !path.exists() {
-        return Ok(0);
+        return Ok(UnderWay::default());
     }
-    let map = MapData::from_pin(path).map_err(std::io::Error::other)?;
+    let open = |path: PathBuf| MapData::from_pin(path).map_err(std::io::Error::other);
+    let map = open(path)?;
+    // Only where they are laid out as this build's.
+    let answers = pins::has_this_layout(directory)
+        .then(|| open(directory.join(pins::map("ANSWERS"))))
+        .transpose()?;
     let begun = Instant::now();
     loop {
         // A thread that is gone has ended its send.
         let lives = |thread: &u64| {
             Path::new(&format!("/proc/{}/task/{}", thread >> 32, *thread as u32)).exists()
         };
-        let left = pins::keys(&map)?.iter().filter(|t| lives(t)).count();
-        if left == 0 || begun.elapsed() > SENDS {
+        let left = UnderWay {
+            sends: pins::keys(&map)?.iter().filter(|t| lives(t)).count(),
+            answers: answers.as_ref().map_or(Ok(0), quiet_calls)?,
+        };
+        if !left.any() || begun.elapsed() > SENDS {
             return Ok(left);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Calls whose answers are to be edited, of processes that live.
+fn quiet_calls(answers: &MapData) -> std::io::Result<usize> {
+    let mut calls = 0;
+    for (key, value) in pins::entries(answers)? {
+        // A `ConnKey` begins with the process.
+        let lives = Path::new(&format!("/proc/{}", key as u32)).exists();
+        let quiet = value.get(layout::QUIET..).unwrap_or_default();
+        let streams = quiet.chunks_exact(4).take(QUIET);
+        calls += streams.filter(|stream| lives && **stream != [0; 4]).count();
+    }
+    Ok(calls)
 }
 
 /// Removes a directory in which only a gate is left, if nothing is behind it.

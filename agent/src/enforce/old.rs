@@ -125,9 +125,8 @@ impl Old {
     /// The connections that it enforces.
     pub fn connections(&self) -> Vec<ConnKey> {
         let found = match &self.serves {
-            Serves::Gate { gated, .. } => {
-                pins::values(gated).map(|all| all.iter().filter_map(|value| key(value)).collect())
-            }
+            Serves::Gate { gated, .. } => pins::entries(gated)
+                .map(|all| all.iter().filter_map(|(_, value)| key(value)).collect()),
             Serves::Rewrite { connections } => pins::keys(connections).map(|all| {
                 all.into_iter()
                     .filter_map(|bytes| key(&bytes.to_ne_bytes()))

@@ -115,7 +115,7 @@ impl Pins {
         let mut hasher = DefaultHasher::new();
         object.hash(&mut hasher);
         usage.hash(&mut hasher);
-        let name = format!("v{}-{:016x}", abi::VERSION, hasher.finish());
+        let name = format!("{}{:016x}", layout(), hasher.finish());
         Ok(Self {
             root: root.to_owned(),
             current: root.join(name),
@@ -354,8 +354,19 @@ pub fn keys(map: &MapData) -> io::Result<Vec<u64>> {
     }
 }
 
-/// The values of a hash map with keys of 8 bytes, whatever their layout.
-pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
+/// Whether the maps in a directory are laid out as this build's are.
+pub fn has_this_layout(directory: &Path) -> bool {
+    let name = directory.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with(&layout()))
+}
+
+/// What the names of such directories begin with.
+fn layout() -> String {
+    format!("v{}-", abi::VERSION)
+}
+
+/// The keys and values of a hash map with keys of 8 bytes, whatever their layout.
+pub fn entries(map: &MapData) -> io::Result<Vec<(u64, Vec<u8>)>> {
     let size = map.info().map_err(io::Error::other)?.value_size() as usize;
     let mut found = Vec::new();
     for key in keys(map)? {
@@ -367,7 +378,7 @@ pub fn values(map: &MapData) -> io::Result<Vec<Vec<u8>>> {
         attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
         // SAFETY: the key is as long as the map's, the value no shorter, and both outlive the call.
         if unsafe { sys::bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }.is_ok() {
-            found.push(value);
+            found.push((key, value));
         }
     }
     Ok(found)

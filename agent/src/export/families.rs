@@ -83,7 +83,7 @@ pub(super) const PENDING: Family = Family {
 pub(super) const REJECTIONS: Family = Family {
     name: "pendguard_rejections_total",
     kind: FamilyKind::Counter,
-    help: "Calls of watched methods that were rejected, by how they ended (answer) and why (reason: policy).",
+    help: "Calls of watched methods that were rejected, by how they ended (answer) and why so (reason).",
     unit: "calls",
     labels: &[
         "namespace",

@@ -126,7 +126,7 @@ fn pending(snapshot: &Snapshot) -> Series {
 
 fn rejections(snapshot: &Snapshot) -> Series {
     let mut series = Series::new(REJECTIONS);
-    for ((seat, method, answer), count) in sums::rejections(snapshot) {
+    for ((seat, method, answer, reason), count) in sums::rejections(snapshot) {
         let labels = [
             seat.namespace,
             seat.kind.name(),
@@ -135,7 +135,7 @@ fn rejections(snapshot: &Snapshot) -> Series {
             &seat.replica.to_string(),
             method,
             answer.name(),
-            "policy",
+            reason,
         ];
         series.add(&labels, count as f64);
     }
@@ -335,7 +335,9 @@ pub(super) mod tests {
     use super::*;
     use crate::durations::Durations;
     use crate::engine::fake;
-    use crate::model::{Kind, Mode, Replica, Verdict};
+    use agent_common::abi::Manner;
+
+    use crate::model::{Answer, Kind, Mode, Quieted, Replica, Verdict};
 
     fn text(snapshot: &Snapshot) -> String {
         render(&families(snapshot, None), Format::Text).unwrap()
@@ -436,6 +438,41 @@ pub(super) mod tests {
         assert_eq!(text.matches("pendguard_rejections_total{").count(), 1);
         let calls = r#"pod="orders-mv-1-abcde",replica="1",method="/source.v1.Source/PendingFn",verdict="rejected"} 5"#;
         assert!(text.contains(calls), "{text}");
+    }
+
+    #[test]
+    fn rejections_tell_how_calls_ended_and_why() {
+        let rejected = (0, Verdict::Rejected);
+        let mut counts = agent_common::abi::Quieted::ZERO;
+        counts.calls[Manner::Quiet as usize] = 7;
+        counts.calls[Manner::Indexed as usize] = 2;
+        let series = |text: &str, answer: &str, reason: &str| {
+            let name = format!(
+                r#"pendguard_rejections_total{{namespace="payments",kind="MonoVertex",workload="orders",vertex="",replica="1",method="/source.v1.Source/PendingFn",answer="{answer}",reason="{reason}"}}"#
+            );
+            value(text, &name)
+        };
+        let mut snapshot = fake::three();
+        snapshot.replicas[1].answer = Answer::Quiet;
+        snapshot.replicas[1].calls.insert(rejected, 0);
+        // From the start.
+        let none = text(&snapshot);
+        assert_eq!(series(&none, "quiet", "policy"), Some(0.0), "{none}");
+        assert_eq!(none.matches("pendguard_rejections_total{").count(), 1);
+        snapshot.replicas[1].calls.insert(rejected, 9);
+        snapshot.replicas[1].quieted = Quieted::new(&counts);
+        let quiet = text(&snapshot);
+        assert_eq!(series(&quiet, "quiet", "policy"), Some(7.0), "{quiet}");
+        assert_eq!(series(&quiet, "unimplemented", "indexed"), Some(2.0));
+        assert_eq!(quiet.matches("pendguard_rejections_total{").count(), 2);
+        // Before quiet answers were asked for, or in a pod before this one.
+        snapshot.replicas[1].calls.insert(rejected, 12);
+        snapshot.replicas[1].quieted_before = Quieted::new(&counts);
+        snapshot.replicas[1].rejected_before.insert(0, 9);
+        let all = text(&snapshot);
+        assert_eq!(series(&all, "quiet", "policy"), Some(14.0), "{all}");
+        assert_eq!(series(&all, "unimplemented", "indexed"), Some(4.0));
+        assert_eq!(series(&all, "unimplemented", "policy"), Some(3.0));
     }
 
     #[test]

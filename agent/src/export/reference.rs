@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use agent_common::abi::answers::Code;
-use agent_common::abi::{Failure, Reason};
+use agent_common::abi::{Failure, Manner, Reason};
 
 use super::families::{FAMILIES, Family};
 use super::otlp;
@@ -47,11 +47,11 @@ const LABELS: &[(&str, &str)] = &[
     ("method", "full path of the method"),
     ("verdict", "what became of the call, see below"),
     ("code", "how the call ended, see below"),
-    ("answer", "how a rejected call ends: `unimplemented`"),
     (
-        "reason",
-        "why, see below; of `pendguard_rejections_total`, `policy`",
+        "answer",
+        "how a rejected call ended: `unimplemented` or `quiet`",
     ),
+    ("reason", "why, see below"),
     ("mode", "`off`, `audit` or `enforce`"),
     ("state", "`synced`, `unsynced`, `latched` or `gated`"),
     (
@@ -151,6 +151,12 @@ fn reference() -> String {
     section(&mut out, "code", "pendguard_call_duration_seconds", codes);
     let unparsed = Reason::ALL.map(|r| (r.name(), r.help().to_owned()));
     section(&mut out, "reason", "pendguard_unparsed_total", unparsed);
+    section(
+        &mut out,
+        "reason",
+        "pendguard_rejections_total",
+        Manner::ALL.map(|m| (m.name(), m.help().to_owned())),
+    );
     section(
         &mut out,
         "reason",

@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use agent_common::abi::Manner;
 use agent_common::abi::answers::{BOUNDS, BOUNDS_NS, BUCKETS, Code};
 
 use crate::durations::Durations;
+use agent_common::h2::quiet::PENDING;
+
 use crate::model::{Answer, Identity, Kind, Replica, Snapshot, Verdict};
 
 /// What pods that are the same replica have in common.
@@ -53,9 +56,9 @@ pub fn calls(snapshot: &Snapshot) -> BTreeMap<(&Identity, &str, Verdict), u64> {
     sums
 }
 
-/// The rejected calls of all pods of a replica. One that may be rejected is there from the start, with 0.
-pub fn rejections(snapshot: &Snapshot) -> BTreeMap<(Seat<'_>, &str, Answer), u64> {
-    let mut sums = BTreeMap::new();
+/// The rejected calls of all pods of a replica, by how they ended and why so. One that may be rejected is there from the start, with 0.
+pub fn rejections(snapshot: &Snapshot) -> BTreeMap<(Seat<'_>, &str, Answer, &'static str), u64> {
+    let mut sums: BTreeMap<_, u64> = BTreeMap::new();
     for replica in &snapshot.replicas {
         let seat = Seat::from(&replica.identity);
         let own = replica
@@ -63,9 +66,30 @@ pub fn rejections(snapshot: &Snapshot) -> BTreeMap<(Seat<'_>, &str, Answer), u64
             .iter()
             .filter(|((_, verdict), _)| *verdict == Verdict::Rejected)
             .map(|((method, _), count)| (method, count));
-        for (&method, &count) in own.chain(&replica.rejected_before) {
-            let key = (seat, path(snapshot, method), replica.answer);
-            *sums.entry(key).or_default() += count;
+        let before = &replica.rejected_before;
+        let own = own.map(|(method, count)| (method, count, &replica.quieted, replica.loud));
+        let before = before
+            .iter()
+            .map(|(method, count)| (method, count, &replica.quieted_before, None));
+        for (&method, &count, quieted, loud) in own.chain(before) {
+            let path = path(snapshot, method);
+            let key = |answer, manner: Manner| (seat, path, answer, manner.name());
+            let mut count = count;
+            if path == PENDING {
+                for (manner, n) in quieted.counts().filter(|(_, n)| *n > 0) {
+                    *sums.entry(key(Answer::of(manner), manner)).or_default() += n;
+                }
+                count = loud.unwrap_or(count.saturating_sub(quieted.sum()));
+                if replica.answer == Answer::Quiet {
+                    sums.entry(key(Answer::Quiet, Manner::Quiet)).or_default();
+                    if count == 0 {
+                        continue;
+                    }
+                }
+            }
+            *sums
+                .entry(key(Answer::Unimplemented, Manner::Quiet))
+                .or_default() += count;
         }
     }
     sums

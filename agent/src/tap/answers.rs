@@ -9,18 +9,17 @@ use agent_common::abi::answers::{
     Answers, BOUNDS_NS, BOUNDS_TABLE, CallEvent, Code, GoneKey, Histogram, HistogramKey,
     MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, layout,
 };
-use agent_common::abi::{ConnKey, Control, NO_PENDING};
+use agent_common::abi::{self, ConnKey, Control, NO_PENDING};
 use agent_common::h2::pending::{self, KEPT};
+use agent_common::h2::quiet::PENDING;
 use agent_common::h2::status::StatusTable;
 use aya::maps::{Array, HashMap, MapData, RingBuf, Stack};
 
 use super::TapError;
-use super::counters::{LargeArray, MappedArray};
+use super::counters::{LargeArray, MappedArray, Mapping};
 use super::load::{Object, map_error};
 use crate::durations::Durations;
-
-/// The method whose answer is a pending count.
-const PENDING: &str = "/source.v1.Source/PendingFn";
+use crate::model::Quieted;
 
 /// Tries to read a message whole.
 const TRIES: usize = 8;
@@ -42,6 +41,9 @@ pub struct Answering {
     pub(super) connections: HashMap<MapData, ConnKey, AnswerBytes>,
     pub(super) gone: HashMap<MapData, GoneKey, AnswerBytes>,
     pub(super) calls: RingBuf<MapData>,
+    pub(super) quieted: LargeArray<abi::Quieted>,
+    /// The method whose rejected calls can be answered quietly, if it is watched.
+    pub(super) quiet_method: Option<u64>,
     pub(super) on: bool,
 }
 
@@ -66,6 +68,12 @@ pub(super) fn fill(object: &Object) -> Result<(), TapError> {
 }
 
 impl Answering {
+    /// Which methods are watched.
+    pub(super) fn watch(&mut self, methods: &[String]) {
+        let number = methods.iter().position(|method| method == PENDING);
+        self.quiet_method = number.map(|number| number as u64);
+    }
+
     /// Answers are followed from now on.
     pub(super) fn follow(&mut self, control: &MappedArray<Control>, methods: &[String]) {
         self.on = true;
@@ -154,9 +162,35 @@ impl Answering {
         None
     }
 
+    /// Says whether rejected calls of a slot's process are to be answered quietly.
+    pub fn ask_quiet(&self, slot: u32, asked: bool) -> std::io::Result<()> {
+        let number = self.quiet_method.filter(|_| asked);
+        let part = self.quieted.part(slot, slot)?;
+        if let Some(word) = part.atomic(0, offset_of!(abi::Quieted, asked)) {
+            word.store(number.map_or(0, |number| number + 1), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// What there is of the quiet calls of the processes of slots up to `last`, by slot.
+    pub fn quieted(&self, last: u32) -> Option<Mapping<abi::Quieted>> {
+        self.quieted.part(0, last).ok()
+    }
+
+    /// The same of one.
+    pub fn quieted_of(&self, slot: u32) -> Quieted {
+        let part = self.quieted.part(slot, slot).ok();
+        let counts = part.and_then(|part| part.get(0));
+        counts.as_ref().map(Quieted::new).unwrap_or_default()
+    }
+
     /// Gives back what a slot has, which no process has any more.
     pub fn release(&mut self, slot: u32) -> Result<(), String> {
         self.messages.set(slot, Message::ZERO);
+        let quieted = self.quieted.part(slot, slot);
+        quieted
+            .map_err(|e| e.to_string())?
+            .set(0, abi::Quieted::ZERO);
         let all: Vec<_> = self.used().filter(|(_, key)| key.slot == slot).collect();
         for (number, key) in all {
             let _ = self.histogram_of.remove(&key);

@@ -133,6 +133,9 @@ pub const REWRITES: [Walk; 3] = [
     walk(walks::EDIT, "edit_walk", true),
 ];
 
+/// The one that [`ANSWER_WALKS`] continue in while `rewrite` enforces.
+pub const QUIET: Walk = walk(walks::QUIET, "answer_quiet", false);
+
 /// The gate's program, and the one that it continues in.
 pub const GATE: &str = "gate";
 /// What [`GATE`] continues in.

@@ -44,7 +44,7 @@ use aya::programs::ProgramError;
 use self::answers::Answering;
 use self::counters::{LargeArray, MappedArray};
 use self::hooks::{
-    ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, REWRITES, WALKS,
+    ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, QUIET, REWRITES, WALKS,
 };
 use self::load::{Attached, Object, chain, io_error, map_error};
 pub use self::targets::Targets;
@@ -203,6 +203,8 @@ impl Maps<'_> {
                 connections: self.take("ANSWERS")?,
                 gone: self.take("GONE")?,
                 calls: self.take("CALLS")?,
+                quieted: self.large("QUIETED", MAX_SLOTS)?,
+                quiet_method: None,
                 on: false,
             },
             enforcer: Some(EnforcerMaps {
@@ -284,6 +286,7 @@ fn start_here(kind: Kind, sights: &Sights) -> Result<Tap, TapError> {
     let maps = object.descriptors()?;
     let mut by_name = |name| object.map(name);
     let mut tap = Maps(&mut by_name).tap(kind, Vec::new(), maps)?;
+    tap.answers.watch(methods);
     if sights.answers {
         tap.answers.follow(&tap.control, methods);
     }
@@ -321,6 +324,7 @@ pub fn adopt(
             .collect(),
     };
     let mut tap = Maps(&mut by_name).tap(kind, programs, Vec::new())?;
+    tap.answers.watch(&sights.methods);
     if enforcer == Enforcer::Gate {
         tap.sockets = Some(Maps(&mut by_name).take(GATE_SOCKETS)?);
     }
@@ -398,7 +402,8 @@ impl Tap {
     /// `rewrite`. Its programs are loaded if need be, and attached: nothing is rejected before a descriptor is known for a socket.
     pub fn rewrite(&mut self) -> Result<Rewrite, EnforcerError> {
         if let Some(object) = &mut self.object {
-            for walk in &REWRITES {
+            let quiet = self.answers.on().then_some(&QUIET);
+            for walk in REWRITES.iter().chain(quiet) {
                 object.continue_in(walk, self.kind)?;
             }
             let hooks = attach_all(object, &EDITS, self.kind)?;
