@@ -31,6 +31,7 @@ pub const TESTS: [&str; 22] = [
     "answers::left_alone",
     "late",
     "rewrite",
+    "quiet",
     "privileges::rewriting",
     "enforce::tonic_on_rust",
     "enforce::grpc_go_on_rust",
@@ -41,7 +42,7 @@ pub const TESTS: [&str; 22] = [
 ];
 
 /// What runs of them on a kernel of another architecture than this machine's: the peers there are Rust's and Go's.
-pub const TESTS_ELSEWHERE: [&str; 20] = [
+pub const TESTS_ELSEWHERE: [&str; 22] = [
     "fixtures",
     "parser",
     "doctor",
@@ -57,6 +58,8 @@ pub const TESTS_ELSEWHERE: [&str; 20] = [
     "answers::what_is_given_up",
     "late",
     "rewrite",
+    "quiet::nobody_notices_on_rust",
+    "quiet::it_is_safe",
     "enforce::tonic_on_rust",
     "enforce::tonic_on_go",
     "enforce::grpc_go_on_rust",
@@ -65,7 +68,14 @@ pub const TESTS_ELSEWHERE: [&str; 20] = [
 ];
 
 /// Those of them that reject calls: they run with every enforcer.
-const ENFORCING: [&str; 5] = ["enforce", "enforce_faults", "late", "privileges", "rewrite"];
+const ENFORCING: [&str; 6] = [
+    "enforce",
+    "enforce_faults",
+    "late",
+    "privileges",
+    "quiet",
+    "rewrite",
+];
 /// Those of them that are about one enforcer.
 const ONLY_WITH: [(&str, &str); 2] = [("privileges", "rewrite"), ("rewrite", "rewrite")];
 
