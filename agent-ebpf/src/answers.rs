@@ -856,8 +856,11 @@ extern "C" fn answer_begin(s: *const Scratch, a: *const Answers, i: u32) -> u32 
         if let Some(a) = a {
             ask(a, stream, s.noted_question(i));
         }
-    } else if let Some((method, verdict)) = tap::sorted(s, class, || ruling(a, stream)) {
-        begin_call(a, stream, UnderWay::key(stream, method, verdict), e);
+    } else {
+        let (method, becomes) = tap::sorted(s, class, || ruling(a, stream));
+        if becomes != verdict::OFF {
+            begin_call(a, stream, UnderWay::key(stream, method, becomes), e);
+        }
     }
     if e.key.get() != 0 {
         account(s.key, s.slot.get(), e);
@@ -917,15 +920,18 @@ pub fn ruled(key: &ConnKey, stream: u32, verdict: u32) {
     }
 }
 
-/// What the gate said of a call.
+/// What the gate said of a call; [`verdict::OFF`]: nothing.
 #[inline(always)]
-fn ruling(a: Option<&Answers>, stream: u32) -> Option<u32> {
+fn ruling(a: Option<&Answers>, stream: u32) -> u32 {
+    let Some(a) = a else {
+        return verdict::OFF;
+    };
     let place = masked(UnderWay::place(stream), UNDER_WAY as u32 - 1);
-    let ruling = a?.gated[place as usize].get();
+    let ruling = a.gated[place as usize].get();
     if ruling as u32 == stream {
-        Some((ruling >> 32) as u32)
+        (ruling >> 32) as u32
     } else {
-        None
+        verdict::OFF
     }
 }
 

@@ -578,17 +578,19 @@ fn method_and_verdict(s: &Scratch, class: u32) -> (u32, u32) {
     }
 }
 
-/// The same, if the call is counted by programs of this build. Of one that the gate counts, the gate has said what became of it.
+/// The same, with [`verdict::OFF`] where the call isn't counted by programs of this build. Of one that the gate counts, the gate has said what
+/// became of it. (No `Option`: of its `None`, LLVM keeps a number that was never set, which a verifier refuses to have moved.)
 #[inline(always)]
-pub fn sorted(s: &Scratch, class: u32, gate: impl FnOnce() -> Option<u32>) -> Option<(u32, u32)> {
-    if s.verdict.get() == verdict::OFF || note_on(s) == Some(FOREIGN) {
-        return None;
-    }
+pub fn sorted(s: &Scratch, class: u32, gate: impl FnOnce() -> u32) -> (u32, u32) {
     let (method, verdict) = method_and_verdict(s, class);
-    if s.gated.get() == GATED {
-        return Some((method, gate()?));
-    }
-    Some((method, verdict))
+    let verdict = if s.verdict.get() == verdict::OFF || note_on(s) == Some(FOREIGN) {
+        verdict::OFF
+    } else if s.gated.get() == GATED {
+        gate()
+    } else {
+        verdict
+    };
+    (method, verdict)
 }
 
 /// Why a call went through that should have been rejected.
