@@ -3,7 +3,7 @@
 //!
 //! First it audits: the agent's counts stand beside what the sources' handlers counted. Then it is told to enforce, through
 //! its API, and the handlers of replicas 1 and 2 are asked for nothing more, while their messages go on. A difference is a
-//! failure.
+//! failure, and so is an error that a client sees of a call that was to be answered quietly.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,6 +38,18 @@ struct Arguments {
     /// How often each replica asks, in milliseconds (Numaflow: every 3000 or 5000)
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
+    /// How a rejected call ends
+    #[arg(long, value_enum, default_value_t = Answer::Unimplemented)]
+    answer: Answer,
+}
+
+/// How a rejected call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Answer {
+    /// With an error, which a data plane logs
+    Unimplemented,
+    /// As if there were no count, without an error (only the enforcer `rewrite` has that)
+    Quiet,
 }
 
 // One thread: its mount namespace holds the bpffs.
@@ -135,19 +147,29 @@ async fn audited(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica])
 
 /// Switches to enforcement at run time, and shows what it changes.
 async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
-    println!("pendguard mode enforce");
-    let output = agent.command(&["mode", "enforce"]).await?;
+    let mut command = vec!["mode", "enforce"];
+    if arguments.answer == Answer::Quiet {
+        command.extend(["--answer", "quiet"]);
+    }
+    println!("pendguard {}", command.join(" "));
+    let output = agent.command(&command).await?;
     ensure!(
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    let enforcer = agent.status().await?["enforcer"].to_string();
+    let gate = enforcer.contains("gate");
     let others = u64::from(REPLICAS) - 1;
-    agent
-        .until("the gate stands before replicas 1 and 2", |scrape| {
-            scrape.connections("gated") == Some(others)
-        })
-        .await?;
+    if gate {
+        agent
+            .until("the gate stands before replicas 1 and 2", |scrape| {
+                scrape.connections("gated") == Some(others)
+            })
+            .await?;
+    }
+    // The gate has no quiet answers.
+    let quiet = arguments.answer == Answer::Quiet && !gate;
     let before = stats(replicas).await?;
     for replica in replicas.iter_mut() {
         replica
@@ -168,6 +190,7 @@ async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]
         "asked",
         "reached the source's handler",
         "rejected in the kernel",
+        "errors at the client",
     ]);
     let mut exact = true;
     for (i, replica) in replicas.iter().enumerate() {
@@ -175,11 +198,12 @@ async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]
         let read = after[i].acked - before[i].acked;
         let rejected = scrape.pending(&replica.pod.name, "rejected");
         let calls: u64 = asked[i].statuses().values().sum();
+        let errors: u64 = asked[i].errors.values().sum();
         exact &= read > 0
             && if i == 0 {
-                (reached, rejected) == (calls, 0)
+                (reached, rejected, errors) == (calls, 0, 0)
             } else {
-                (reached, rejected) == (0, calls)
+                (reached, rejected, errors) == (0, calls, if quiet { 0 } else { calls })
             };
         table.add_row([
             replica.number.to_string(),
@@ -187,6 +211,7 @@ async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]
             calls.to_string(),
             reached.to_string(),
             rejected.to_string(),
+            errors.to_string(),
         ]);
     }
     println!("{table}\n");
@@ -195,8 +220,15 @@ async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]
         "not every call ended as it should, or a replica stopped reading"
     );
     println!(
-        "Replicas 1 and 2 reach their source no more, and go on reading. Replica 0 is asked as before."
+        "Replicas 1 and 2 reach their source no more{}, and go on reading. Replica 0 is asked as before.",
+        if quiet { ", see no error" } else { "" }
     );
+    if arguments.answer == Answer::Quiet && !quiet {
+        println!(
+            "Their calls ended with UNIMPLEMENTED all the same: the enforcer of this machine is the gate, and quiet answers need `rewrite` \
+             (`pendguard doctor` says what that takes)."
+        );
+    }
     Ok(())
 }
 
