@@ -13,7 +13,8 @@
 
 use agent_common::abi::answers::{
     ASKED, Answers, Asked, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey,
-    Histogram, HistogramKey, KEEP_QUIET, MAX_HISTOGRAMS, Message, UNDER_WAY, UnderWay, bucket,
+    Histogram, HistogramKey, KEEP_QUIET, MAX_HISTOGRAMS, Message, QUIET as QUIET_CALLS, UNDER_WAY,
+    UnderWay, bucket,
 };
 use agent_common::abi::{ConnKey, Failure, Manner, NO_PENDING, Reason, verdict, walks};
 use agent_common::h2::frame::{HEAD, Head, flag, kind};
@@ -48,6 +49,9 @@ const _: () = assert!(ENDS.is_power_of_two());
 const LOOKS: u32 = 16;
 /// How often an octet of it is written that can't be written: the kernel has just written it itself, and is moving the memory now.
 const TRIES: u32 = 256;
+/// By how much a stream's number must be below another one's for the place of its quiet call to be the other's: its answer passed unseen (in
+/// a receive whose program the kernel skipped, say).
+const STALE: u32 = 8 * QUIET_CALLS as u32;
 /// A step stands before the answer of a quiet call.
 const QUIET: u32 = NEXT + 1;
 const _: () = assert!(QUIET < FAULT);
@@ -508,11 +512,13 @@ pub fn answerable(key: &ConnKey, epoch: u64, stream: u32) -> u32 {
         return quiet::code(Manner::Answers);
     };
     let other = a.quiet_of(stream).get();
-    quiet::code(if other == 0 || other == stream {
-        Manner::Quiet
-    } else {
-        Manner::Full
-    })
+    quiet::code(
+        if other == 0 || stream.wrapping_sub(other) >= STALE || other == stream {
+            Manner::Quiet
+        } else {
+            Manner::Full
+        },
+    )
 }
 
 /// Notes before it is sent that a call is a quiet one, or isn't (any more).
@@ -522,7 +528,12 @@ pub fn set_quiet(key: &ConnKey, stream: u32, is: bool) {
         return;
     };
     if is {
-        a.quiet_of(stream).set(stream);
+        let place = a.quiet_of(stream);
+        let other = place.get();
+        if other != 0 && other != stream {
+            failed(Failure::Unedited, 1);
+        }
+        place.set(stream);
     } else if is_quiet(a, stream) {
         a.quiet_of(stream).set(0);
     }

@@ -510,7 +510,7 @@ fn count(s: &Scratch, class: u32, n: u32) {
         return;
     };
     let note = note_on(s);
-    if note == Some(FOREIGN) {
+    if note == FOREIGN {
         return;
     }
     if class == walk::UNRESOLVED {
@@ -555,11 +555,18 @@ fn counts(s: &Scratch) -> bool {
         && (s.gated.get() != NOT_GATED || control_closing() != closing::GATED)
 }
 
-/// The agent's note on the connection.
+/// There is none; no [`Failure`]'s number, and not [`FOREIGN`].
+const NO_NOTE: u32 = u32::MAX;
+
+/// The agent's note on the connection, or [`NO_NOTE`]. (No `Option`: of its `None`, LLVM keeps a number that was never set, which a verifier
+/// refuses to have moved.)
 #[inline(always)]
-fn note_on(s: &Scratch) -> Option<u32> {
-    // SAFETY: it is a map value.
-    OBSTACLES.get_ptr(s.key).map(|note| unsafe { *note })
+fn note_on(s: &Scratch) -> u32 {
+    match OBSTACLES.get_ptr(s.key) {
+        // SAFETY: it is a map value.
+        Some(note) => unsafe { *note },
+        None => NO_NOTE,
+    }
 }
 
 /// The number of a watched class's method, and what became of its call.
@@ -579,11 +586,11 @@ fn method_and_verdict(s: &Scratch, class: u32) -> (u32, u32) {
 }
 
 /// The same, with [`verdict::OFF`] where the call isn't counted by programs of this build. Of one that the gate counts, the gate has said what
-/// became of it. (No `Option`: of its `None`, LLVM keeps a number that was never set, which a verifier refuses to have moved.)
+/// became of it. (No `Option`, as in [`note_on`].)
 #[inline(always)]
 pub fn sorted(s: &Scratch, class: u32, gate: impl FnOnce() -> u32) -> (u32, u32) {
     let (method, verdict) = method_and_verdict(s, class);
-    let verdict = if s.verdict.get() == verdict::OFF || note_on(s) == Some(FOREIGN) {
+    let verdict = if s.verdict.get() == verdict::OFF || note_on(s) == FOREIGN {
         verdict::OFF
     } else if s.gated.get() == GATED {
         gate()
@@ -595,19 +602,18 @@ pub fn sorted(s: &Scratch, class: u32, gate: impl FnOnce() -> u32) -> (u32, u32)
 
 /// Why a call went through that should have been rejected.
 #[inline(always)]
-fn why(s: &Scratch, note: Option<u32>) -> Failure {
+fn why(s: &Scratch, note: u32) -> Failure {
     if let Some(why) = s.failure.get() {
         return why;
     }
     if s.gated.get() == MISSED {
         return Failure::Lost;
     }
-    match note {
-        Some(note) => Failure::of(note).unwrap_or(Failure::Joining),
-        None if !leased() => Failure::Lease,
-        // No gate stands before it yet, or it was not yet in sync when this send began.
-        None => Failure::Joining,
+    if note == NO_NOTE && !leased() {
+        return Failure::Lease;
     }
+    // Without one, no gate stands before it yet, or it was not yet in sync when this send began.
+    Failure::of(note).unwrap_or(Failure::Joining)
 }
 
 /// Puts the connection into the map.

@@ -149,14 +149,14 @@ async fn nobody_notices(source: SourceKind) -> Result<()> {
             "{manners:?} of {counted}"
         );
         ensure!(!rewrites() || counted > n, "{counted}");
+        let status = agent.status().await?;
+        let said = status["warnings"].to_string();
+        let has_none = said.contains("quiet answers are asked for, and the enforcer gate has none");
+        ensure!(has_none != rewrites(), "{said}");
     }
     let scrape = agent.scrape().await?;
     ensure!(unedited(&scrape) == Some(0), "{scrape:?}");
     ensure!(scrape.unparsed().is_empty(), "{:?}", scrape.unparsed());
-    let status = agent.status().await?;
-    let said = status["warnings"].to_string();
-    let has_none = said.contains("quiet answers are asked for, and the enforcer gate has none");
-    ensure!(has_none != rewrites(), "{said}");
     agent.stop().await?;
     Ok(())
 }
@@ -280,15 +280,14 @@ async fn it_is_safe_whatever_happens() -> Result<()> {
     set(&agent, &["mode", "enforce", "--answer", "quiet"]).await?;
     all_quiet(&mut replica, 20).await?;
 
-    // Calls that are reset mid-way leave nothing behind: the places of as many more are free.
+    // Calls that are reset mid-way leave nothing behind: the places of as many more are free. (A server ends a connection on which too many
+    // are, and the next one's first call isn't quiet.)
     calm(&mut replica, Some(1)).await?;
     until(&mut replica.client, true).await?;
     let called = replica.client.call(Method::PendingFn, calls()).await?;
     ensure!(
-        called
-            .errors
-            .keys()
-            .all(|error| error == "GIVEN_UP" || error == "CANCELLED"),
+        called.values.keys().all(|value| value == ABSENT)
+            && !called.errors.contains_key("INTERNAL"),
         "{called:?}"
     );
     calm(&mut replica, None).await?;
@@ -308,9 +307,12 @@ async fn it_is_safe_whatever_happens() -> Result<()> {
     all_quiet(&mut replica, 50).await?;
     let agent = Agent::start_at(&bpffs.pins(), &QUIET).await?;
     let every = replica.client.every_off().await?;
+    let scrape = agent.scrape().await?;
     ensure!(
         every.errors.is_empty() && every.values == Tally::from([(ABSENT.to_owned(), every.ok)]),
-        "{every:?}"
+        "{every:?}, unedited {:?}, lost {:?}",
+        unedited(&scrape),
+        scrape.sum("pendguard_events_lost_total", &[])
     );
     let key = ("quiet".to_owned(), "policy".to_owned());
     let counted = manners(&agent.scrape().await?, workload, 1);

@@ -22,7 +22,7 @@ pub const EARLY: usize = 4;
 /// Calls at once on one connection whose method is to be learned from what is answered.
 pub const ASKED: usize = 4;
 /// Quiet calls ([`crate::h2::quiet`]) that are under way at once on one connection.
-pub const QUIET: usize = 8;
+pub const QUIET: usize = 32;
 
 const _: () = assert!(CALL_BYTES.is_power_of_two());
 const _: () = assert!(

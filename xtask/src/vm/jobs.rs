@@ -15,7 +15,7 @@ const SLOW: &str = "10";
 
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-pub const TESTS: [&str; 22] = [
+pub const TESTS: [&str; 23] = [
     "fixtures",
     "parser",
     "doctor",
