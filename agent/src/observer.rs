@@ -478,7 +478,7 @@ impl State {
         let environ = match proc::environ(pid) {
             Ok(environ) => environ,
             Err(error) => {
-                if !proc::is_gone(&error) {
+                if is_trouble(&error, pid) {
                     // Without the pid: a pod may have as many such processes as it likes, and other warnings are to stay.
                     self.warn(format!(
                         "a process isn't watched, as its environment can't be read: {error}"
@@ -1167,6 +1167,16 @@ impl State {
     fn totals(&self) -> Totals {
         self.tap.totals.get(0).unwrap_or(Totals::ZERO)
     }
+}
+
+/// Whether an operator should know that the environment of a process can't be read. Of a process that ends it can't, and of others of the
+/// node's own it may be refused to everybody.
+fn is_trouble(error: &std::io::Error, pid: u32) -> bool {
+    if error.kind() != std::io::ErrorKind::PermissionDenied {
+        return !proc::is_gone(error);
+    }
+    let in_pod = proc::cgroups(pid).is_ok_and(|cgroups| cgroup::pod_uid(&cgroups).is_some());
+    in_pod && proc::has_memory(pid)
 }
 
 /// Tells that a replica came or went.

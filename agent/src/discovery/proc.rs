@@ -92,6 +92,14 @@ fn limited(path: &str) -> io::Result<Vec<u8>> {
     Ok(environ)
 }
 
+/// Whether a process has memory. One that ends has none any more, and its files are refused then (EACCES), as others' are.
+pub fn has_memory(pid: u32) -> bool {
+    i32::try_from(pid)
+        .ok()
+        .and_then(|pid| Process::new(pid).and_then(|process| process.statm()).ok())
+        .is_some_and(|memory| memory.size > 0)
+}
+
 /// Whether a process is there and runs. One whose first thread ended but others go on does.
 pub fn runs(pid: u32) -> bool {
     let Ok(process) = i32::try_from(pid)
@@ -124,6 +132,7 @@ mod tests {
         let me = std::process::id();
         assert!(pids().unwrap().contains(&me));
         assert!(runs(me));
+        assert!(has_memory(me));
         let cgroups = cgroups(me).unwrap();
         assert!(cgroups.lines().all(|line| line.splitn(3, ':').count() == 3));
     }

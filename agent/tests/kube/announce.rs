@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 use axum::http::StatusCode;
 use pendguard::announce::Announcer;
 use pendguard::engine::{Engine, Handle, ModeChanged, ModeRefused};
-use pendguard::model::{Answer, Identity, Kind, Mode, Replica, ReplicaStatus, Snapshot, Verdict};
+use pendguard::model::{
+    Answer, Identity, Kind, Mode, Quieted, Replica, ReplicaStatus, Snapshot, Verdict,
+};
 use pendguard::policy::ModeChange;
 use pendguard::watch::{Hub, Subscription};
 use tokio::task::JoinHandle;
@@ -65,6 +67,9 @@ fn replica(number: u32, verdict: Verdict, calls: u64) -> ReplicaStatus {
         gone: None,
         calls: BTreeMap::from([((0, verdict), calls)]),
         rejected_before: BTreeMap::new(),
+        quieted: Quieted::default(),
+        quieted_before: Quieted::default(),
+        loud: None,
         unresolved: 0,
         durations: BTreeMap::new(),
         durations_before: BTreeMap::new(),
