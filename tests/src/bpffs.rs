@@ -9,6 +9,19 @@ use rustix::mount::{
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use tempfile::TempDir;
 
+/// From now on this thread, and what it starts, has mounts that nobody else sees.
+///
+/// # Errors
+/// It takes root.
+pub fn private_mounts() -> Result<()> {
+    #[expect(unsafe_code, reason = "there is no safe name for it")]
+    // SAFETY: of what a thread can stop sharing, the table of descriptors alone would surprise other code; it stays shared.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
+        .context("a mount namespace of its own (it takes root)")?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).context("mounts that others don't see")
+}
+
 /// A mounted bpffs.
 pub struct BpfFs {
     directory: TempDir,
@@ -21,12 +34,7 @@ impl BpfFs {
     /// # Errors
     /// It takes root.
     pub fn mount() -> Result<Self> {
-        #[expect(unsafe_code, reason = "there is no safe name for it")]
-        // SAFETY: of what a thread can stop sharing, the table of descriptors alone would surprise other code; it stays shared.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }
-            .context("a mount namespace of its own (it takes root)")?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        mount_change("/", private).context("mounts that others don't see")?;
+        private_mounts()?;
         let directory = tempfile::tempdir()?;
         mount("bpf", directory.path(), "bpf", MountFlags::empty(), None)
             .context("mounting a bpffs (it takes root)")?;

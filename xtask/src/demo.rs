@@ -23,8 +23,16 @@ pub fn pictures(workspace: &Workspace, directory: &Path, arguments: &[String]) -
     show(workspace, "pg-panels", &arguments)
 }
 
-/// The verb `bench`: what the agent costs.
+/// The verb `bench`: what the agent costs, and what it is compared with.
 pub fn bench(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
+    let setup = Setup::new(workspace);
+    let has = |wanted: &str| arguments.iter().any(|word| word == wanted);
+    if has("peers") || (has("all") && !has("--no-peers")) {
+        setup.for_bench()?;
+    }
+    if arguments.iter().any(|word| word.starts_with("--pictures")) {
+        setup.for_dashboards()?;
+    }
     show(workspace, "pg-bench", arguments)
 }
 

@@ -44,6 +44,9 @@ enum Verb {
         /// Also what the tests and the demo need: the peers in Go, Python and Node, Prometheus, what builds and runs the image, and the cargo tools
         #[arg(long)]
         tests: bool,
+        /// Also what the benchmarks compare with: nginx, HAProxy and Envoy (no server is installed)
+        #[arg(long)]
+        bench: bool,
     },
     /// Build the BPF programs and the agent: target/release/pendguard
     Build {
@@ -66,7 +69,8 @@ enum Verb {
     },
     /// Measure what the agent costs (needs root)
     Bench {
-        /// `tap [--quick] [--json]`
+        /// `tap`, `calls`, `read`, `scale`, `peers` or `all` (less than 45 minutes; `--no-peers`), or `report`, which measures nothing;
+        /// `--quick`, `--json FILE`, `--report FILE` (Markdown), `--pictures DIR`, `--with FILE` (an earlier run's --json)
         #[arg(
             trailing_var_arg = true,
             allow_hyphen_values = true,
@@ -127,7 +131,7 @@ fn main() -> ExitCode {
 fn run(verb: Verb) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match verb {
-        Verb::Setup { tests } => {
+        Verb::Setup { tests, bench } => {
             let setup = Setup::new(&workspace);
             let toolchain = setup.for_build()?;
             if tests {
@@ -136,6 +140,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
                 setup.for_deployment()?;
                 setup.for_checks(&toolchain)?;
                 setup.for_fuzz()?;
+            }
+            if bench {
+                setup.for_bench()?;
             }
         }
         Verb::Build { tests } => build::run(&workspace, tests)?,

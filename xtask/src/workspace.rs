@@ -132,6 +132,11 @@ impl Workspace {
         self.target("bpf/cases.bpf.o")
     }
 
+    /// Those that do nothing, for benchmarks.
+    pub fn bpf_floor(&self) -> PathBuf {
+        self.target("bpf/floor.bpf.o")
+    }
+
     /// A cargo tool that setup installs.
     pub fn tool(&self, name: &str) -> PathBuf {
         self.target("tools/bin").join(name)

@@ -33,7 +33,7 @@ const FONTS: [(&str, FontStyle, &str); 4] = [
         "/usr/share/fonts/truetype/dejavu/DejaVuSansMono-Bold.ttf",
     ),
 ];
-const FAMILY: &str = "sans-serif";
+pub const FAMILY: &str = "sans-serif";
 pub const MONOSPACE: &str = "monospace";
 
 /// Everything is twice as large as it will be shown, so that it is sharp on every screen.
@@ -48,7 +48,7 @@ pub const FAINT: RGBColor = RGBColor(222, 225, 230);
 const MARK: RGBColor = RGBColor(120, 120, 130);
 const SHADED: RGBColor = RGBColor(244, 245, 248);
 /// How far down text has to be moved for its small letters to be in the middle.
-const LOWER: i32 = 4;
+pub const LOWER: i32 = 4;
 
 /// Colours that can be told apart, by the colour-blind too (Okabe and Ito).
 const PALETTE: [RGBColor; 8] = [

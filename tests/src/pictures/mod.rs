@@ -1,10 +1,13 @@
-//! Draws panels of the dashboard for the docs, from what Prometheus answers.
+//! Draws panels of the dashboard for the docs, from what Prometheus answers; and what benchmarks have measured ([`Bars`], [`Points`]).
 //!
-//! They show the same as the panels in Grafana do, and look alike; a picture of Grafana itself would need a Grafana and a browser.
+//! Panels show the same as the panels in Grafana do, and look alike; a picture of Grafana itself would need a Grafana and a browser.
 
+mod bars;
 mod canvas;
 mod cells;
 mod lines;
+mod plain;
+mod points;
 mod scale;
 mod terminal;
 
@@ -15,7 +18,9 @@ use anyhow::{Context as _, Result};
 
 use crate::dashboard::{Kind, Unit};
 
+pub use bars::{Bar, Bars};
 pub use canvas::register_fonts;
+pub use points::Points;
 pub use terminal::draw as draw_terminal;
 
 /// A panel with data.

@@ -6,7 +6,7 @@ mod programs;
 use anyhow::Result;
 
 pub use self::agent::{agent, test_programs};
-pub use self::programs::{cases, for_agent_ebpf, programs};
+pub use self::programs::{for_agent_ebpf, programs, test_objects};
 use crate::setup::{BpfToolchain, Setup};
 use crate::workspace::Workspace;
 
@@ -21,7 +21,7 @@ pub fn with(workspace: &Workspace, toolchain: &BpfToolchain, tests: bool) -> Res
     programs(workspace, toolchain)?;
     agent(workspace)?;
     if tests {
-        cases(workspace, toolchain)?;
+        test_objects(workspace, toolchain)?;
         test_programs(workspace)?;
     }
     Ok(())

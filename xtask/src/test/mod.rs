@@ -111,7 +111,7 @@ fn steps(
     report.check("agent", || build::agent(workspace))?;
     report.check("image", || image::of_built(workspace))?;
     report.check("tests' programs", || {
-        build::cases(workspace, &toolchain)?;
+        build::test_objects(workspace, &toolchain)?;
         build::test_programs(workspace)
     })?;
     report.step("unit tests", |counts| unit_tests(workspace, counts))?;

@@ -48,6 +48,8 @@ pub struct Machine<'a> {
     pub directory: PathBuf,
     /// Of the kernel, from its beginning on (`lockdown=`).
     pub lockdown: Option<&'a str>,
+    /// Its clock counts the instructions of its one processor.
+    pub counts_instructions: bool,
 }
 
 /// Ended when it is dropped.
@@ -196,7 +198,13 @@ impl Machine<'_> {
         // One thread for both processors. With one each, Linux 6.1 in QEMU 7.2 hung once, where a tracepoint was switched on: both
         // processors stood at the branch that is overwritten for that, with the new instruction in memory.
         command.args(["-accel", "tcg,thread=single"]).args(kind);
-        command.args(["-m", MEMORY, "-smp", PROCESSORS]);
+        command.args(["-m", MEMORY, "-smp"]);
+        if self.counts_instructions {
+            // Time in which it is idle is skipped.
+            command.args(["1", "-icount", "shift=0,sleep=off"]);
+        } else {
+            command.arg(PROCESSORS);
+        }
         command.arg("-kernel").arg(&self.kernel.image);
         command.arg("-initrd").arg(self.initramfs());
         command.args(["-append", &parameters, "-drive", &disk]);

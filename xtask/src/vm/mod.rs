@@ -155,6 +155,10 @@ pub struct Options {
     /// How long a program may take in the machine
     #[arg(long, value_name = "SECONDS", default_value_t = LIMIT)]
     limit: u64,
+    /// Machines with one processor whose clock is the number of instructions that it has executed, a nanosecond each: what takes a time there
+    /// takes so many instructions
+    #[arg(long)]
+    count_instructions: bool,
     /// Keep the initramfs, and say how to boot the machine by hand
     #[arg(long)]
     keep: bool,
@@ -269,6 +273,7 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         enforcer: None,
         machines: CHECKED_AT_ONCE,
         limit: LIMIT,
+        count_instructions: false,
         keep: false,
         json: None,
         report: None,
@@ -429,6 +434,7 @@ impl<'a> Prepared<'a> {
             disk: &self.disk,
             directory: directory.clone(),
             lockdown: lockdown.parameter(),
+            counts_instructions: self.options.count_instructions,
         };
         let mut plan = Plan {
             jobs: jobs.iter().map(|(_, job)| job.clone()).collect(),

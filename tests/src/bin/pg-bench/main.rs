@@ -1,52 +1,127 @@
-//! What the tap costs, by the kernel's own accounting (`kernel.bpf_stats_enabled`) and by the clock with and without it.
+//! What Pendguard costs, side by side with what else could do its work.
 //!
-//! Costs of programs are means over many system calls of one kind, made by a process of their own. The accounting itself reads the
-//! clock twice a run, and that is in the figures: the kind `Refused` shows how much it is. Ratios compare rounds of one run, with and without
-//! the agent in turn.
+//! | module | has |
+//! |---|---|
+//! | [`tap`] | system calls: the programs by the kernel's accounting, and the calls by the clock |
+//! | [`load`] | a tonic source and client, and the one who drives them |
+//! | [`proxies`] | what else can stand between the two |
+//! | [`rounds`] | modes side by side, in rounds |
+//! | [`scale`] | the agent on a node that grows |
+//! | [`report`] | JSON, Markdown and pictures |
+//!
+//! docs/performance.md has the method and a run's figures.
 
 #![forbid(unsafe_code)]
 
-mod kinds;
-mod measure;
+mod cpu;
+mod floor;
+mod load;
+mod progress;
+mod proxies;
+mod report;
+mod rounds;
+mod scale;
+mod stats;
+mod tap;
 mod wire;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use comfy_table::Table;
+use pendguard_tests::peers::target_directory;
 
-use kinds::Kind;
-use measure::{Ratio, Report};
+use progress::Progress;
+use report::{Machine, Report};
+use rounds::{Mode, What};
+use tap::Kind;
 
+/// What the agent costs. It takes root, and a machine that does nothing else.
 #[derive(Parser)]
+#[command(name = "cargo xtask bench")]
 struct Arguments {
     #[command(subcommand)]
-    what: What,
+    verb: Verb,
 }
 
 #[derive(Subcommand)]
-enum What {
-    /// The tap: ns per system call, and what these take with and without it
-    Tap {
-        /// Fewer system calls
-        #[arg(long)]
-        quick: bool,
-        /// Print JSON and nothing else on standard output
-        #[arg(long)]
-        json: bool,
-    },
-    /// Makes the system calls that are measured, started by `tap`
-    #[command(hide = true)]
-    Make(Calls),
-    /// The server that answers, started by `make`
-    #[command(hide = true)]
-    Serve(Calls),
+enum Verb {
+    /// System calls: ns in the programs, and what the calls take with and without them
+    Tap(Options),
+    /// Calls of PendingFn, admitted and rejected: bare, audit, gate
+    Calls(Options),
+    /// Reading at saturation and paced, with the CPU time of all concerned: bare, audit, gate
+    Read(Options),
+    /// The agent as the node grows: pods, connections, watched calls, other processes' system calls
+    Scale(Options),
+    /// Calls and reading through a byte relay, a hyper proxy, Envoy, nginx and HAProxy
+    Peers(Options),
+    /// All of it, in less than 45 minutes
+    All(Options),
+    /// Reading with and without the agent, where `cargo xtask vm --count-instructions` runs it: its nanoseconds are instructions
+    Instructions(Options),
+    /// Nothing: tables and pictures of what --with has
+    Report(Options),
+    #[command(flatten)]
+    Part(Part),
 }
 
 #[derive(Args)]
-struct Calls {
+struct Options {
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+    /// With `all`: leave out what Pendguard is compared with
+    #[arg(long)]
+    no_peers: bool,
+    /// Write all figures to a file (always in target/bench, too)
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the tables to a file, as Markdown; into its places marked `<!-- bench:NAME -->` where it exists. May be repeated
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    /// Draw the charts to PNG files in this directory
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
+    /// Take over what an earlier run has written with --json, for what is not measured now
+    #[arg(long, value_name = "FILE")]
+    with: Option<PathBuf>,
+}
+
+/// Processes that this program starts of itself.
+#[derive(Subcommand)]
+enum Part {
+    /// Makes system calls
+    #[command(hide = true)]
+    Make(SystemCalls),
+    /// Answers them
+    #[command(hide = true)]
+    Serve(SystemCalls),
+    /// The source of the load
+    #[command(hide = true)]
+    Source {
+        socket: PathBuf,
+        /// Keep the connections, to put them before an empty program
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Its client
+    #[command(hide = true)]
+    Client { socket: PathBuf },
+    /// Copies bytes
+    #[command(hide = true)]
+    Relay { listen: PathBuf, upstream: PathBuf },
+    /// Hands HTTP/2 on
+    #[command(hide = true)]
+    Forward { listen: PathBuf, upstream: PathBuf },
+    /// A process with many connections
+    #[command(hide = true)]
+    Crowd { connections: u64 },
+}
+
+#[derive(Args)]
+struct SystemCalls {
     kind: Kind,
     count: u32,
     /// How many answered calls are in one send; `count` is a multiple of it
@@ -55,10 +130,16 @@ struct Calls {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().what {
-        What::Make(calls) => kinds::make(calls.kind, calls.count, calls.together),
-        What::Serve(calls) => kinds::serve(calls.kind, calls.count, calls.together),
-        What::Tap { quick, json } => tap(quick, json),
+    let result = match Arguments::parse().verb {
+        Verb::Part(part) => as_part(part),
+        Verb::Tap(options) => run("tap", &options),
+        Verb::Calls(options) => run("calls", &options),
+        Verb::Read(options) => run("read", &options),
+        Verb::Scale(options) => run("scale", &options),
+        Verb::Peers(options) => run("peers", &options),
+        Verb::All(options) => run("all", &options),
+        Verb::Instructions(options) => run("instructions", &options),
+        Verb::Report(options) => run("report", &options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,67 +150,99 @@ fn main() -> ExitCode {
     }
 }
 
-fn tap(quick: bool, json: bool) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// One thread: who takes part in a measurement has no more, so that the scheduler has little to choose from.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let report = runtime.block_on(measure::all(if quick { 50_000 } else { 500_000 }))?;
-    let text = serde_json::to_string_pretty(&report)?;
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/bench");
-    std::fs::create_dir_all(&directory)?;
-    std::fs::write(directory.join("tap.json"), &text)?;
-    if json {
-        println!("{text}");
-    } else {
-        show(&report);
-        println!("target/bench/tap.json has the same.");
+        .build()?
+        .block_on(future)
+}
+
+fn as_part(part: Part) -> Result<()> {
+    match part {
+        Part::Make(calls) => tap::kinds::make(calls.kind, calls.count, calls.together),
+        Part::Serve(calls) => tap::kinds::serve(calls.kind, calls.count, calls.together),
+        Part::Source { socket, keep } => block_on(load::source::run(&socket, keep)),
+        Part::Client { socket } => block_on(load::client::run(&socket)),
+        Part::Relay { listen, upstream } => block_on(proxies::relay::run(&listen, &upstream)),
+        Part::Forward { listen, upstream } => block_on(proxies::forward::run(&listen, &upstream)),
+        Part::Crowd { connections } => scale::crowd::run(connections),
     }
+}
+
+fn run(what: &str, options: &Options) -> Result<()> {
+    let mut report = match &options.with {
+        Some(path) => Report::read(path)?,
+        None => Report::default(),
+    };
+    let measured = block_on(measure(what, options))?;
+    report.update(measured);
+    let directory = target_directory().join("bench");
+    std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let kept = directory.join(format!("{what}.json"));
+    report.write(&kept)?;
+    report.show();
+    if let Some(path) = &options.json {
+        report.write(path)?;
+    }
+    for path in &options.report {
+        report.write_markdown(path)?;
+    }
+    if let Some(directory) = &options.pictures {
+        report::draw(&report, directory)?;
+    }
+    println!("{} has all figures.", shown(&kept));
     Ok(())
 }
 
-fn process(watched: bool) -> &'static str {
-    if watched { "watched" } else { "unwatched" }
+/// A path as a person in the repository would write it.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    root.and_then(|root| path.strip_prefix(root).ok())
+        .unwrap_or(path)
+        .display()
 }
 
-fn show(report: &Report) {
-    let mut table = Table::new();
-    table.set_header(["system call", "process", "measured", "ns per system call"]);
-    for cost in &report.costs {
-        table.add_row([
-            format!("{:?}", cost.kind),
-            process(cost.watched).to_owned(),
-            cost.calls.to_string(),
-            format!("{:.0}", cost.ns_per_call),
-        ]);
-    }
-    println!("Linux {}\n{table}", report.kernel);
-    let mut table = Table::new();
-    table.set_header([
-        "system call",
-        "process",
-        "with the agent / without",
-        "with --no-answers / without",
-        "ns without",
-    ]);
-    let ratio = |ratio: &Ratio| {
-        let Ratio {
-            median,
-            least,
-            most,
-        } = ratio;
-        format!("{median:.2} ({least:.2} to {most:.2})")
+async fn measure(what: &str, options: &Options) -> Result<Report> {
+    let quick = options.quick;
+    let (modes, of_rounds) = match what {
+        "calls" => (Mode::OURS.to_vec(), What::Calls),
+        "read" => (Mode::OURS.to_vec(), What::Reading),
+        "peers" => {
+            let proxies = Mode::all().into_iter();
+            let modes = proxies.filter(|mode| matches!(mode, Mode::Proxy(_) | Mode::Control));
+            (modes.collect(), What::Both)
+        }
+        "all" if options.no_peers => (Mode::OURS.to_vec(), What::Both),
+        "all" => (Mode::all(), What::Both),
+        "instructions" => (Mode::COUNTED.to_vec(), What::Instructions),
+        _ => (Vec::new(), What::Both),
     };
-    for tax in &report.taxes {
-        table.add_row([
-            format!("{:?}", tax.kind),
-            process(tax.watched).to_owned(),
-            ratio(&tax.with),
-            ratio(&tax.no_answers),
-            format!("{:.0}", tax.ns_bare),
-        ]);
+    let with_tap = ["tap", "all"].contains(&what);
+    let with_scale = ["scale", "all"].contains(&what);
+    if modes.is_empty() && !with_tap && !with_scale {
+        return Ok(Report::default());
     }
-    println!(
-        "{table}\nMedians of {} rounds, least and most.",
-        measure::ROUNDS
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "measuring takes root: the agent's programs, and the kernel's accounting of them"
     );
+    let steps = rounds::count(&modes, of_rounds, quick)
+        + if with_tap { tap::STEPS } else { 0 }
+        + if with_scale { scale::count(quick) } else { 0 };
+    let bar = Progress::new(steps)?;
+    let report = Report {
+        machine: Some(Machine::this(quick)?),
+        samples: rounds::run(&modes, of_rounds, quick, &bar).await?,
+        tap: match with_tap {
+            true => Some(tap::run(quick, &bar).await?),
+            false => None,
+        },
+        scale: match with_scale {
+            true => scale::run(quick, &bar).await?,
+            false => Vec::new(),
+        },
+    };
+    bar.end();
+    Ok(report)
 }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use rustix::pipe::{SpliceFlags, pipe, splice};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::wire;
 
 /// A kind of system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A send: PendingFn as Numaflow's Rust data plane sends it: 60 bytes, three frames.
@@ -52,6 +52,26 @@ impl Kind {
                 "answer_"
             }
             _ => "tap_",
+        }
+    }
+
+    /// As the tables call it.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Pending => "send: a `PendingFn` call (60 bytes, three frames)",
+            Self::Read => "send: a request for messages (one small DATA frame)",
+            Self::Bulk => "send: a DATA frame of 16 KiB",
+            Self::Other => "send: eight bytes that are no HTTP/2",
+            Self::Refused => {
+                "a write that the kernel refuses: the accounting and the call of a program, nothing else"
+            }
+            Self::Answer => "receive: the answer of a `PendingFn` call (three frames)",
+            Self::Message => "receive: a message (a DATA frame of 100 bytes)",
+            Self::BulkMessage => "receive: a DATA frame of 16 KiB",
+            Self::OtherReceived => "receive: eight bytes that are no HTTP/2",
+            Self::Null => "`write` of one byte to /dev/null",
+            Self::Zero => "`read` of one byte from /dev/zero",
+            Self::Unhooked => "`getppid`, which nothing hangs on",
         }
     }
 
@@ -204,8 +224,8 @@ pub fn serve(kind: Kind, count: u32, together: u32) -> Result<()> {
     Ok(())
 }
 
-/// Takes bytes of a connection away unread.
-struct Drain<'a> {
+/// Takes bytes of a connection away unread, by `splice`, which no program is attached to.
+pub struct Drain<'a> {
     connection: &'a UnixStream,
     out: OwnedFd,
     into: OwnedFd,
@@ -213,7 +233,7 @@ struct Drain<'a> {
 }
 
 impl<'a> Drain<'a> {
-    fn new(connection: &'a UnixStream) -> Result<Self> {
+    pub fn new(connection: &'a UnixStream) -> Result<Self> {
         let (out, into) = pipe()?;
         Ok(Self {
             connection,
@@ -223,7 +243,7 @@ impl<'a> Drain<'a> {
         })
     }
 
-    fn take(&self, mut len: usize) -> Result<()> {
+    pub fn take(&self, mut len: usize) -> Result<()> {
         let flags = SpliceFlags::empty();
         while len > 0 {
             let taken = splice(self.connection, None, &self.into, None, len, flags)?;

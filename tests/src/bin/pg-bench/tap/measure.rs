@@ -4,14 +4,16 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use pendguard_tests::accounting::Accounting;
 use pendguard_tests::agent::{Agent, Pod};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
-use crate::kinds::Kind;
+use super::kinds::Kind;
+use crate::floor::EmptyCalls;
+use crate::progress::Progress;
+use crate::stats::Spread;
 
 /// Rounds whose ratios are compared.
 pub const ROUNDS: usize = 5;
@@ -41,8 +43,41 @@ const TAXED: [(Kind, bool); 5] = [
     (Kind::BulkMessage, true),
 ];
 
+/// The tracepoints of system calls that an agent without an enforcer hangs programs on.
+const TRACEPOINTS: [&str; 12] = [
+    "sys_exit_write",
+    "sys_exit_writev",
+    "sys_exit_sendto",
+    "sys_exit_sendmsg",
+    "sys_exit_read",
+    "sys_exit_readv",
+    "sys_exit_recvfrom",
+    "sys_exit_recvmsg",
+    "sys_enter_close",
+    "sys_enter_close_range",
+    "sys_enter_dup2",
+    "sys_enter_dup3",
+];
+
+/// What is there while system calls are timed.
+#[derive(Clone, Copy)]
+enum Beside {
+    Nothing,
+    Agent(&'static [&'static str]),
+    /// Programs that do nothing, on [`TRACEPOINTS`].
+    Empty,
+}
+
+/// What is compared in a round.
+const COMPARED: [(&str, Beside); 4] = [
+    ("no agent", Beside::Nothing),
+    ("an agent", Beside::Agent(&[])),
+    ("--no-answers", Beside::Agent(&["--no-answers"])),
+    ("empty programs", Beside::Empty),
+];
+
 /// The mean cost of a kind of system call.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Cost {
     pub kind: Kind,
     pub watched: bool,
@@ -50,116 +85,94 @@ pub struct Cost {
     pub ns_per_call: f64,
 }
 
-/// Ratios of one run's rounds.
-#[derive(Serialize)]
-pub struct Ratio {
-    pub median: f64,
-    pub least: f64,
-    pub most: f64,
-}
-
-/// What a system call takes with the agent, as ratios to without.
-#[derive(Serialize)]
+/// What a system call takes with the agent beside it, as ratios to without.
+#[derive(Serialize, Deserialize)]
 pub struct Tax {
     pub kind: Kind,
     pub watched: bool,
-    pub with: Ratio,
+    pub with: Spread,
     /// With the agent, which leaves answers alone.
-    pub no_answers: Ratio,
+    pub no_answers: Spread,
+    /// With programs that do nothing in the agent's place.
+    pub empty: Spread,
+    /// Nanoseconds that the agent takes above those.
+    pub above_empty_ns: Spread,
     pub ns_bare: f64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Report {
-    pub kernel: String,
     pub costs: Vec<Cost>,
     pub taxes: Vec<Tax>,
 }
 
+/// How many steps [`all`] has.
+pub const STEPS: u64 = (COSTS.len() + COMPARED.len() * TAXED.len() * ROUNDS) as u64;
+
 /// Measures all of it; `count` system calls of the cheapest kinds.
-pub async fn all(count: u32) -> Result<Report> {
-    let bar = ProgressBar::new((COSTS.len() + 3 * TAXED.len() * ROUNDS) as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
-    let costs = costs(count, &bar).await?;
-    let taxes = taxes(count, &bar).await?;
-    bar.finish_and_clear();
+pub async fn all(count: u32, bar: &Progress) -> Result<Report> {
     Ok(Report {
-        kernel: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
-        costs,
-        taxes,
+        costs: costs(count, bar).await?,
+        taxes: taxes(count, bar).await?,
     })
 }
 
-async fn costs(count: u32, bar: &ProgressBar) -> Result<Vec<Cost>> {
+async fn costs(count: u32, bar: &Progress) -> Result<Vec<Cost>> {
     let _accounting = Accounting::on()?;
     let agent = Agent::start(&[]).await?;
     let mut costs = Vec::new();
     for (kind, is_watched) in COSTS {
-        bar.set_message(format!("{kind:?}"));
+        bar.begin(format!("{kind:?}"));
         costs.push(cost(&agent, kind, is_watched, kind.share(count)).await?);
-        bar.inc(1);
+        bar.done();
     }
     agent.stop().await?;
     Ok(costs)
 }
 
-async fn taxes(count: u32, bar: &ProgressBar) -> Result<Vec<Tax>> {
-    /// The agents of a round.
-    const AGENTS: [(&str, Option<&[&str]>); 3] = [
-        ("no agent", None),
-        ("an agent", Some(&[])),
-        ("--no-answers", Some(&["--no-answers"])),
-    ];
-    let mut rounds: Vec<Vec<[f64; 3]>> = TAXED.iter().map(|_| Vec::new()).collect();
+async fn taxes(count: u32, bar: &Progress) -> Result<Vec<Tax>> {
+    let mut rounds: Vec<Vec<[f64; COMPARED.len()]>> = TAXED.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
-        let mut round = [[0.0; 3]; TAXED.len()];
-        for (i, (name, arguments)) in AGENTS.into_iter().enumerate() {
-            let agent = match arguments {
-                Some(arguments) => Some(Agent::start(arguments).await?),
-                None => None,
-            };
+        let mut round = [[0.0; COMPARED.len()]; TAXED.len()];
+        for (i, (name, beside)) in COMPARED.into_iter().enumerate() {
+            let (mut agent, mut empty) = (None, None);
+            match beside {
+                Beside::Nothing => {}
+                Beside::Agent(arguments) => agent = Some(Agent::start(arguments).await?),
+                Beside::Empty => empty = Some(EmptyCalls::on(&TRACEPOINTS)?),
+            }
             for ((kind, is_watched), times) in TAXED.into_iter().zip(&mut round) {
-                bar.set_message(format!("{kind:?}, {name}"));
+                bar.begin(format!("{kind:?}, {name}"));
                 times[i] = elapsed(agent.as_ref(), kind, is_watched, 4 * kind.share(count)).await?;
-                bar.inc(1);
+                bar.done();
             }
             if let Some(agent) = agent {
                 agent.stop().await?;
             }
+            drop(empty);
         }
         for (all, round) in rounds.iter_mut().zip(round) {
             all.push(round);
         }
     }
-    Ok(TAXED
+    TAXED
         .into_iter()
         .zip(rounds)
-        .map(|((kind, watched), rounds)| tax(kind, watched, &rounds))
-        .collect())
+        .map(|((kind, watched), rounds)| tax(kind, watched, &rounds).context("no round"))
+        .collect()
 }
 
-fn tax(kind: Kind, watched: bool, rounds: &[[f64; 3]]) -> Tax {
-    let ratio = |i: usize| {
-        let mut ratios: Vec<_> = rounds.iter().map(|times| times[i] / times[0]).collect();
-        ratios.sort_by(f64::total_cmp);
-        Ratio {
-            median: ratios[ratios.len() / 2],
-            least: ratios[0],
-            most: ratios[ratios.len() - 1],
-        }
-    };
-    let mut bare: Vec<_> = rounds.iter().map(|times| times[0]).collect();
-    bare.sort_by(f64::total_cmp);
-    Tax {
+fn tax(kind: Kind, watched: bool, rounds: &[[f64; COMPARED.len()]]) -> Option<Tax> {
+    let ratio = |i: usize| Spread::of(rounds.iter().map(|times| times[i] / times[0]).collect());
+    Some(Tax {
         kind,
         watched,
-        with: ratio(1),
-        no_answers: ratio(2),
-        ns_bare: bare[bare.len() / 2],
-    }
+        with: ratio(1)?,
+        no_answers: ratio(2)?,
+        empty: ratio(3)?,
+        above_empty_ns: Spread::of(rounds.iter().map(|times| times[1] - times[3]).collect())?,
+        ns_bare: Spread::of(rounds.iter().map(|times| times[0]).collect())?.median,
+    })
 }
 
 /// Runs and nanoseconds of the programs whose names begin with `prefix`.
