@@ -20,6 +20,7 @@ mod regs;
 mod rewrite;
 mod source;
 mod tap;
+mod targets;
 
 use agent_common::abi::cases::{CALLS, COOKIE, Case, IN_FRONT, begun, kept};
 use agent_common::h2::track::{self, Begin};

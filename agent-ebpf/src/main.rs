@@ -35,3 +35,4 @@ mod regs;
 mod rewrite;
 mod source;
 mod tap;
+mod targets;

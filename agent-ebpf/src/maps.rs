@@ -8,7 +8,7 @@ use agent_common::abi::answers::{
 };
 use agent_common::abi::{
     ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_EDITS, MAX_GATED,
-    MAX_SLOTS, MAX_TARGETS, Quieted, Reason, Slot, Target, Totals, Tracked, gates, walks,
+    MAX_SLOTS, Quieted, Reason, Slot, Totals, Tracked, gates, walks,
 };
 use agent_common::h2::paths::{MAX_PATHS, PathTable};
 use agent_common::h2::status::StatusTable;
@@ -22,17 +22,13 @@ use crate::answers::Received;
 use crate::hook::{PLACES, RECEIVE_PLACES};
 use crate::rewrite::Edits;
 use crate::source::Scratch;
+pub use crate::targets::TARGETS;
 
 /// `BPF_F_MMAPABLE` (5.5): the agent reads counters from memory. A look-up by system call would keep every tracepoint
 /// program from running on that CPU meanwhile (`bpf_disable_instrumentation`), and what it missed would be lost.
-const MMAPABLE: u32 = 1 << 10;
+pub const MMAPABLE: u32 = 1 << 10;
 
-/// Watched processes, by thread group id. Preallocated, as all hash maps here: allocation within a tracing
-/// program is unsafe before 6.1.
-#[map]
-pub static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(MAX_TARGETS, 0);
-
-/// Tracked connections.
+/// Tracked connections. Preallocated, as all hash maps here: allocation within a tracing program is unsafe before 6.1.
 #[map]
 pub static CONNECTIONS: HashMap<ConnKey, Tracked> = HashMap::with_max_entries(MAX_CONNECTIONS, 0);
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
-use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::raw::{self, Raw};
 use pendguard_tests::scale::amount;
 use rustix::process::Signal;
@@ -352,6 +352,47 @@ async fn families() -> Result<()> {
     );
     ensure!(scrape.connections("synced") == Some(0), "{scrape:?}");
     ensure!(scrape.events_lost() == Some(0), "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
+}
+
+/// A process that the programs have met often, as one that isn't watched, runs a replica's program: its first call counts.
+#[tokio::test]
+async fn a_stranger_becomes_a_replica() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("stranger", "1");
+    let directory = tempfile::tempdir()?;
+    let fifo = directory.path().join("fifo");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode)?;
+    let script = format!(
+        "read go < {}; i=0; while [ $i -lt 300 ]; do echo; i=$((i+1)); done > /dev/null; exec env \"$@\"",
+        fifo.display()
+    );
+    let variables: Vec<_> = pod.numa().map(|(k, v)| format!("{k}={v}")).collect();
+    let mut launcher = vec!["sh", "-c", &script, "sh"];
+    launcher.extend(variables.iter().map(String::as_str));
+    let command = raw::command_behind(&launcher, std::iter::empty());
+    let go = async {
+        // Until then the shell itself is a candidate.
+        let dropped = |scrape: &Scrape| scrape.map_entries("TARGETS") == 0;
+        agent.until("the shell is nobody's", dropped).await?;
+        tokio::fs::write(&fifo, "go\n").await?;
+        anyhow::Ok(())
+    };
+    let (raw, gone) = tokio::join!(Raw::of(command), go);
+    gone?;
+    let mut raw = raw?;
+    let fd = raw.connection("unix").await?;
+    for stream in [1, 3, 5] {
+        raw.run(&format!("call {fd} write {stream}")).await?;
+    }
+    agent
+        .until("its calls", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 3
+        })
+        .await?;
+    raw.end().await?;
     agent.stop().await?;
     Ok(())
 }

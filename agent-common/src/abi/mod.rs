@@ -17,6 +17,8 @@ pub const VERSION: u32 = 6;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
+/// Processes of which is remembered that they are not watched.
+pub const ABSENT_PLACES: u32 = 256;
 /// Connections tracked at once.
 pub const MAX_CONNECTIONS: u32 = 8192;
 /// Counter slots. One a watched process; slot 0 is where calls go when none is free.
@@ -33,6 +35,7 @@ const _: () = assert!(
     "every target can have a slot of its own"
 );
 const _: () = assert!(EVENT_BYTES.is_power_of_two());
+const _: () = assert!(ABSENT_PLACES.is_power_of_two());
 
 /// A connection as the programs see it: a file descriptor of a process.
 #[repr(C)]

@@ -187,7 +187,7 @@ impl Maps<'_> {
             object: None,
             programs,
             maps,
-            targets: Targets::new((self.0)("TARGETS")?)?,
+            targets: Targets::new((self.0)("TARGETS")?, self.mapped("ENTERED", 1)?)?,
             connections: self.take("CONNECTIONS")?,
             free_slots: self.take("FREE_SLOTS")?,
             events: Some(self.take("EVENTS")?),

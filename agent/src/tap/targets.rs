@@ -1,14 +1,16 @@
-//! The table of watched processes. Agent and programs both write it.
+//! The table of watched processes. Agent and programs both write it, and count the entries that they make (`agent-ebpf/src/targets.rs`).
 
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::sync::atomic::Ordering::SeqCst;
 
 use agent_common::abi::Target;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use aya_obj::generated::bpf_cmd;
 
 use super::TapError;
+use super::counters::MappedArray;
 use super::load::{io_error, map_error};
 use super::sys::{bpf, nothing};
 
@@ -21,11 +23,13 @@ pub const NEW_ONLY: u64 = 1;
 pub struct Targets {
     map: HashMap<MapData, u32, Target>,
     fd: OwnedFd,
+    /// How many entries have been made.
+    entered: MappedArray<u64>,
 }
 
 impl Targets {
     /// That of an object, or of a pin directory.
-    pub fn new(map: Map) -> Result<Self, TapError> {
+    pub fn new(map: Map, entered: MappedArray<u64>) -> Result<Self, TapError> {
         let fd = match &map {
             Map::HashMap(data) => data.fd().as_fd().try_clone_to_owned(),
             _ => Err(io::Error::other("not a hash map")),
@@ -33,7 +37,18 @@ impl Targets {
         Ok(Self {
             fd: fd.map_err(|e| io_error(NAME, &e))?,
             map: HashMap::try_from(map).map_err(|e| map_error(NAME, &e))?,
+            entered,
         })
+    }
+
+    /// Makes an entry, or overwrites it.
+    pub fn insert(&mut self, pid: u32, target: Target, flags: u64) -> Result<(), MapError> {
+        self.map.insert(pid, target, flags)?;
+        // Behind it: the programs take the process for one that isn't watched until then.
+        if let Some(entered) = self.entered.atomic(0, 0) {
+            entered.fetch_add(1, SeqCst);
+        }
+        Ok(())
     }
 
     /// Takes away the entry of a program that began then, in ns since boot. If the process runs a newer one, that one's stays: nobody would
@@ -46,7 +61,7 @@ impl Targets {
             // It began just now. Until the entry is back, some µs, nothing of it is counted; if it has gone on to yet another program, that
             // one's entry stands.
             Ok(newer) if newer.generation > generation => {
-                let _ = self.map.insert(pid, newer, NEW_ONLY);
+                let _ = self.insert(pid, newer, NEW_ONLY);
             }
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -79,11 +94,5 @@ impl Deref for Targets {
 
     fn deref(&self) -> &Self::Target {
         &self.map
-    }
-}
-
-impl DerefMut for Targets {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.map
     }
 }
