@@ -2,7 +2,7 @@
 //! changes. No byte count does.
 //!
 //! * The request: `:path` of PendingFn becomes that of IsReady, which is two octets shorter in either spelling. Its length says so, and
-//!   the two octets become two indexed fields `accept-charset` without a value ([`FILLER`]). That is a correct request only where no other
+//!   the two octets become two indexed fields `accept-charset` without a value (`FILLER`). That is a correct request only where no other
 //!   pseudo-header field stands behind the path (RFC 9113 §8.3).
 //! * The answer: the message `08 01` (`ReadyResponse {bool ready = 1}`) becomes `10 01`: to a PendingResponse that is an unknown field
 //!   and no result, which Rust's data plane takes for "unavailable", and says nothing.
