@@ -106,16 +106,25 @@ impl Callee {
         match self {
             Self::Method(method) => call_once(&mut connect::client(channel.clone()), *method).await,
             Self::Path(path) => {
-                let mut grpc = Grpc::new(channel.clone());
-                grpc.ready()
-                    .await
-                    .map_err(|error| Status::unavailable(error.to_string()))?;
-                let codec = ProstCodec::<(), ()>::default();
-                grpc.unary(Request::new(()), path.clone(), codec).await?;
+                call_path(channel, path).await?;
                 Ok("answered".to_owned())
             }
         }
     }
+}
+
+/// One call of a path; what it answers is not looked at.
+///
+/// # Errors
+/// The status that it ended with.
+pub async fn call_path(channel: &Channel, path: &PathAndQuery) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let codec = ProstCodec::<(), ()>::default();
+    grpc.unary(Request::new(()), path.clone(), codec).await?;
+    Ok(())
 }
 
 /// One call; what the answer says, in the words of [`Called::values`].

