@@ -77,6 +77,18 @@ async fn the_first_thread_ends_first() -> Result<()> {
     Ok(())
 }
 
+/// A call on a connection of its own is counted.
+async fn its_call_counts(agent: &Agent, pod: &Pod, raw: &mut Raw) -> Result<()> {
+    let fd = raw.connection("unix").await?;
+    raw.run(&format!("call {fd} writev 1")).await?;
+    agent
+        .until("its call", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 1
+        })
+        .await?;
+    Ok(())
+}
+
 /// Processes that run one program after the other, in the midst of which the agent looks at them: what they are in the end is watched, from
 /// the first call on.
 #[tokio::test]
@@ -85,13 +97,7 @@ async fn one_program_after_the_other() -> Result<()> {
     for i in 0..amount(60, 6) {
         let pod = Pod::mono_vertex(&format!("chain-{i}"), "1");
         let mut raw = Raw::of(raw::command_behind(&["env"; 30], pod.numa())).await?;
-        let fd = raw.connection("unix").await?;
-        raw.run(&format!("call {fd} writev 1")).await?;
-        agent
-            .until("its call", |scrape| {
-                scrape.pending(&pod.name, "would_reject") == 1
-            })
-            .await?;
+        its_call_counts(&agent, &pod, &mut raw).await?;
         raw.end().await?;
     }
     agent.stop().await?;
@@ -108,13 +114,7 @@ async fn the_first_thread_has_ended_before() -> Result<()> {
     ensure!(thread != pid, "another thread goes on");
     let agent = Agent::start(&[]).await?;
     agent.until_watches(pid).await?;
-    let fd = raw.connection("unix").await?;
-    raw.run(&format!("call {fd} writev 1")).await?;
-    agent
-        .until("its call", |scrape| {
-            scrape.pending(&pod.name, "would_reject") == 1
-        })
-        .await?;
+    its_call_counts(&agent, &pod, &mut raw).await?;
     raw.end().await?;
     agent.stop().await?;
     Ok(())

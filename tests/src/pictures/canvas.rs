@@ -41,14 +41,14 @@ const SIZE: (u32, u32) = (1840, 680);
 const TOP: i32 = 96;
 const BOTTOM: i32 = 64;
 const RIGHT: i32 = 470;
-pub const TEXT: i32 = 24;
+const TEXT: i32 = 24;
 
 pub const INK: RGBColor = RGBColor(51, 56, 66);
 pub const FAINT: RGBColor = RGBColor(222, 225, 230);
 const MARK: RGBColor = RGBColor(120, 120, 130);
 const SHADED: RGBColor = RGBColor(244, 245, 248);
 /// How far down text has to be moved for its small letters to be in the middle.
-pub const LOWER: i32 = 4;
+const LOWER: i32 = 4;
 
 /// Colours that can be told apart, by the colour-blind too (Okabe and Ito).
 const PALETTE: [RGBColor; 8] = [
@@ -195,18 +195,29 @@ impl<'a> Canvas<'a> {
 
     /// Text whose middle line is at that height.
     pub fn text(&self, text: &str, at: (i32, i32), side: HPos, colour: RGBColor) -> Result<()> {
-        let style = (FAMILY, TEXT)
-            .into_font()
-            .color(&colour)
-            .pos(Pos::new(side, VPos::Center));
-        let at = (at.0, at.1 + LOWER);
-        Ok(self.area.draw(&Text::new(text.to_owned(), at, style))?)
+        write(&self.area, text, at, side, colour)
     }
 
     /// Writes the file.
     pub fn finish(self) -> Result<()> {
         Ok(self.area.present()?)
     }
+}
+
+/// Text whose middle line is at that height.
+pub fn write(
+    area: &DrawingArea<BitMapBackend<'_>, Shift>,
+    text: &str,
+    at: (i32, i32),
+    side: HPos,
+    colour: RGBColor,
+) -> Result<()> {
+    let style = (FAMILY, TEXT)
+        .into_font()
+        .color(&colour)
+        .pos(Pos::new(side, VPos::Center));
+    let at = (at.0, at.1 + LOWER);
+    Ok(area.draw(&Text::new(text.to_owned(), at, style))?)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
-use super::canvas::{FAMILY, INK, LOWER, TEXT};
+use super::canvas::{FAMILY, INK, write};
 
 /// Where what is drawn begins, below the title.
 pub const TOP: i32 = 96;
@@ -50,12 +50,7 @@ impl<'a> Plain<'a> {
 
     /// Text whose middle line is at that height.
     pub fn text(&self, text: &str, at: (i32, i32), side: HPos, colour: RGBColor) -> Result<()> {
-        let style = (FAMILY, TEXT)
-            .into_font()
-            .color(&colour)
-            .pos(Pos::new(side, VPos::Center));
-        let at = (at.0, at.1 + LOWER);
-        Ok(self.area.draw(&Text::new(text.to_owned(), at, style))?)
+        write(&self.area, text, at, side, colour)
     }
 
     /// Writes the file.
