@@ -4,13 +4,13 @@
 //! |---|---|---|
 //! | place | `syscalls/sys_{enter,exit}_write` | `__x64_sys_write`, `__arm64_sys_write` |
 //! | while it is attached | every system call of every process takes the slow path | only that call pays |
-//! | preemption | off | on: another task may run the program of another call meanwhile on the same CPU |
+//! | preemption | off; since `trace_call_bpf_faultable` (7.1 or 7.2) on | on: another task may run the program of another call meanwhile on the same CPU |
 //!
 //! Programs of functions continue only in programs that were loaded for a function of the same type (kernel commit 28ead3eaabc1, 6.12),
 //! and types are the same for the functions of one source file: [`Files`] and [`Sockets`] have programs of their own.
 //!
 //! Of one and the same program, the kernel runs no second one on a CPU meanwhile (it skips it, and counts that as a miss); so a
-//! place in [`SCRATCH`](crate::maps::SCRATCH) for each program is enough.
+//! place in [`SCRATCH`](crate::maps::SCRATCH) for each program is enough, and nothing less is.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_task_pt_regs};
@@ -20,7 +20,7 @@ use aya_ebpf::programs::{FEntryContext, FExitContext, TracePointContext};
 use crate::maps::{WALKS, WALKS_FENTRY, WALKS_FENTRY_NET, WALKS_FEXIT, WALKS_FEXIT_NET};
 use crate::regs;
 
-/// Places that functions' programs of one direction have.
+/// Places that the programs at the exits of sends have, and those at their entries.
 const SENDS: u32 = 4;
 /// Places of receives.
 pub const RECEIVE_PLACES: u32 = 4;
@@ -73,30 +73,54 @@ pub trait Exit: Hook {
     fn returned(&self) -> i64;
 }
 
-impl Hook for TracePointContext {
-    #[inline(always)]
-    fn registers(&self) -> *const u64 {
-        // SAFETY: both helpers return valid pointers in task context, never null for the current task.
-        unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 }
-    }
+/// A tracepoint at the entry of a system call.
+pub struct Entry(pub TracePointContext);
 
-    #[inline(always)]
-    fn place(&self) -> u32 {
-        0
-    }
+/// A tracepoint at its exit.
+pub struct Return(pub TracePointContext);
 
-    #[inline(always)]
-    fn receive_place(&self) -> u32 {
-        0
-    }
+macro_rules! tracepoint {
+    ($($of:ident $first:expr;)*) => {$(
+        impl EbpfContext for $of {
+            #[inline(always)]
+            fn as_ptr(&self) -> *mut core::ffi::c_void {
+                self.0.as_ptr()
+            }
+        }
 
-    #[inline(always)]
-    fn walks(&self) -> &'static ProgramArray {
-        &WALKS
-    }
+        impl Hook for $of {
+            #[inline(always)]
+            fn registers(&self) -> *const u64 {
+                // SAFETY: both helpers return valid pointers in task context, never null for the current task.
+                unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 }
+            }
+
+            #[inline(always)]
+            fn place(&self) -> u32 {
+                // SAFETY: as in `arguments`.
+                $first + unsafe { regs::send(self.registers()) }
+            }
+
+            #[inline(always)]
+            fn receive_place(&self) -> u32 {
+                // SAFETY: as in `arguments`.
+                unsafe { regs::receive(self.registers()) }
+            }
+
+            #[inline(always)]
+            fn walks(&self) -> &'static ProgramArray {
+                &WALKS
+            }
+        }
+    )*};
 }
 
-impl Exit for TracePointContext {
+tracepoint! {
+    Return 0;
+    Entry SENDS;
+}
+
+impl Exit for Return {
     /// `long ret` lies at 16 in the record, on every architecture (the agent checks it against the kernel's `format` file before it
     /// attaches).
     #[inline(always)]
@@ -104,6 +128,16 @@ impl Exit for TracePointContext {
         // SAFETY: the record of a `sys_exit_*` tracepoint is 24 bytes long; the verifier checks the access.
         unsafe { self.as_ptr().cast::<i64>().add(2).read() }
     }
+}
+
+/// The tracepoint that stands for an `fentry`.
+pub mod fentry {
+    pub use super::Entry as Tracepoint;
+}
+
+/// The tracepoint that stands for an `fexit`.
+pub mod fexit {
+    pub use super::Return as Tracepoint;
 }
 
 /// A function of `fs/read_write.c`.
@@ -190,7 +224,7 @@ macro_rules! programs {
     )*) => {$(
         #[aya_ebpf::macros::tracepoint]
         pub fn $tracepoint(context: aya_ebpf::programs::TracePointContext) -> u32 {
-            let $ctx = &context;
+            let $ctx = &crate::hook::$attribute::Tracepoint(context);
             $body
         }
 

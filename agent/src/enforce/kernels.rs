@@ -5,13 +5,20 @@
 //! | a socket in a map holds no reference to its peer: the peer may be freed while it is used (kernel commit 8866730aed51) | 6.1.72, 6.6.5, 6.7 | no gate |
 //! | a send to a socket that is just being closed may read freed memory (CVE-2026-43016) | 6.6.134, 6.12.81, 6.18.22, 6.19.12, 7.0 | it is told |
 //!
+//! | programs of system calls' tracepoints are preempted, and skipped where another task has the same one running: a send passes its hold unseen | not yet | no gate |
+//!
 //! The numbers are those of the review of 6.1.72 and 6.6.5 on the stable list, and of the CVE's record. Other series have no
 //! such fix that is known, so they count as having none: for kernels whose distribution has put it in by itself that is
 //! too careful. The second bug is a race of a source that ends with a send to it; most kernels in use have it.
 #![forbid(unsafe_code)]
 
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
 use crate::host::Outcome;
 
+/// The kernel's symbols. Their names need no privilege.
+pub const SYMBOLS: &str = "/proc/kallsyms";
 /// Unix stream sockets in socket maps (kernel commit 94531cfcbe79).
 const FIRST: (u32, u32) = (5, 15);
 /// Series that have the peer's reference, and from which release on.
@@ -105,8 +112,28 @@ fn numbers(text: &str) -> Option<((u32, u32), Option<u32>)> {
     ))
 }
 
+/// The function that runs programs of system calls' tracepoints where they may be preempted (Linux 7.1 or 7.2).
+const PREEMPTED_BY: &str = "trace_call_bpf_faultable";
+/// What follows for the gate.
+pub const PREEMPTED: &str = "programs of system calls' tracepoints are preempted and skipped: a send may pass its hold unseen";
+
+/// Whether programs of system calls' tracepoints are preempted, by the kernel's symbols (`/proc/kallsyms`). `Err` is the reason why that can't be known.
+pub fn preempts(symbols: &Path) -> Result<bool, String> {
+    let unreadable = |error| format!("{}: {error}", symbols.display());
+    let file = std::fs::File::open(symbols).map_err(unreadable)?;
+    for line in BufReader::new(file).lines() {
+        if line.map_err(unreadable)?.split_whitespace().nth(2) == Some(PREEMPTED_BY) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Why this kernel must not have a gate; `None` where nothing is known against it.
 pub fn refused() -> Option<String> {
+    if preempts(Path::new(SYMBOLS)) == Ok(true) {
+        return Some(PREEMPTED.to_owned());
+    }
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let release = read("/proc/sys/kernel/osrelease");
     let kernel = Kernel::parse(release.trim(), &read("/proc/sys/kernel/version"))?;
@@ -118,6 +145,25 @@ pub fn refused() -> Option<String> {
 mod tests {
     use super::*;
     use Outcome::{Inconclusive, NotSupported, Supported};
+
+    #[test]
+    fn a_kernel_that_preempts_programs_is_known_by_its_symbol() {
+        let symbols = tempfile::NamedTempFile::new().unwrap();
+        let holds = |text: &str| {
+            std::fs::write(symbols.path(), text).unwrap();
+            preempts(symbols.path())
+        };
+        assert_eq!(holds("0000000000000000 T trace_call_bpf\n"), Ok(false));
+        assert_eq!(
+            holds("0000000000000000 t __trace_call_bpf_faultable\n"),
+            Ok(false)
+        );
+        assert_eq!(
+            holds("0 T trace_call_bpf\n0 T trace_call_bpf_faultable\n"),
+            Ok(true)
+        );
+        assert!(preempts(Path::new("/nonexistent")).is_err());
+    }
 
     #[test]
     fn the_table() {

@@ -3,7 +3,7 @@
 
 use super::facts::{Cgroup, Facts, Known, TRACEFS};
 use super::{Check, Need, Outcome, ProbeResult, ProgramProbe};
-use crate::enforce::kernels::Kernel;
+use crate::enforce::kernels::{Kernel, PREEMPTED};
 use crate::tap::Enforcer;
 use crate::tap::hooks::{EDITS, GATE, GATE_WALK, HOLDS, HOOKS, REWRITES, WALKS};
 
@@ -604,6 +604,7 @@ fn pidfd_getfd(facts: &Facts) -> Check {
 
 fn holds(facts: &Facts) -> Check {
     let found = match &facts.missing_holds {
+        _ if facts.preempted == Ok(true) => Ok((false, PREEMPTED.to_owned())),
         Ok(missing) if missing.is_empty() => Ok((true, "all are there".to_owned())),
         Ok(missing) => {
             let places: Vec<&str> = missing.iter().map(|one| &*one.place).collect();
@@ -720,6 +721,7 @@ mod tests {
             tracefs: Ok(Some(PathBuf::from(TRACEFS))),
             missing_tracepoints: Ok(Vec::new()),
             missing_holds: Ok(Vec::new()),
+            preempted: Ok(false),
             pin_dir: PinDir {
                 path: PathBuf::from("/sys/fs/bpf/pendguard"),
                 bpffs: true,
@@ -821,6 +823,7 @@ mod tests {
             ("gate_kernel", Inconclusive, |f| {
                 f.version = Ok(String::new())
             }),
+            ("hold_tracepoints", NotSupported, |f| f.preempted = Ok(true)),
             ("cap_net_admin", NotSupported, |f| {
                 f.capabilities = Ok(!(1 << CAP_NET_ADMIN))
             }),

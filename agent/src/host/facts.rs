@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use super::text;
+use crate::enforce::kernels;
 use crate::enforce::{peer, pins};
 use crate::tap::hooks::{HOLDS, HOOKS, Hook, Kind};
 use crate::tap::tracefs::LOCKDOWN;
@@ -53,6 +54,8 @@ pub struct Facts {
     pub missing_tracepoints: Known<Vec<Missing>>,
     /// The same of those that the gate needs to join connections.
     pub missing_holds: Known<Vec<Missing>>,
+    /// Whether programs of system calls' tracepoints are preempted.
+    pub preempted: Known<bool>,
     /// The directory in which enforcement would be pinned.
     pub pin_dir: PinDir,
     /// Whether descriptors of other processes can be duplicated at all (`pidfd_getfd`), or why not.
@@ -146,6 +149,7 @@ impl Facts {
             tracing: tree.path(TRACEFS).is_dir(),
             missing_tracepoints: tree.missing(HOOKS, &tracefs),
             missing_holds: tree.missing(&HOLDS, &tracefs),
+            preempted: kernels::preempts(&tree.path(kernels::SYMBOLS)),
             pin_dir,
             pidfd_getfd: Err("not tried".to_owned()),
             tracefs,
