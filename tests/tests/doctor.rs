@@ -120,6 +120,14 @@ enum Lockdown {
     Confidentiality,
 }
 
+/// Whether the kernel runs programs of system calls' tracepoints so that they can be preempted.
+fn preempts_tracepoints() -> Result<bool> {
+    let symbols = std::fs::read_to_string("/proc/kallsyms")?;
+    Ok(symbols
+        .lines()
+        .any(|line| line.ends_with(" trace_call_bpf_faultable")))
+}
+
 impl Lockdown {
     /// What PENDGUARD_TEST_LOCKDOWN says, which `cargo xtask vm` sets.
     fn of_this_boot() -> Result<Option<Self>> {
@@ -146,7 +154,7 @@ impl Lockdown {
             Self::Integrity => {
                 ensure!(detail == "integrity", "{check}");
                 ensure!(consequence.contains("rewrite"), "{check}");
-                if said["audit"]["outcome"] == "supported" {
+                if said["audit"]["outcome"] == "supported" && !preempts_tracepoints()? {
                     ensure!(said["enforcer"] == "gate" && unused("rewrite"), "{said}");
                 }
             }
@@ -204,6 +212,13 @@ async fn what_it_says_is_so() -> Result<()> {
         ensure!(consequence.contains("5.15"), "{kernel}");
         ensure!(log.contains("tap_") || log.contains("fd_"), "{log}");
         return Ok(());
+    }
+    if preempts_tracepoints()? {
+        let holds = check(&said, "hold_tracepoints")?;
+        ensure!(holds["outcome"] == "not_supported", "{holds}");
+        let gate = ["--tap", "auto", "--enforcer", "gate"];
+        let log = refusal(&pins, "enforce", &gate).await?;
+        ensure!(log.contains("may pass its hold unseen"), "{log}");
     }
     let audit = status(&pins, "audit").await?;
     ensure!(audit["tap"] == said["tap"], "{audit}: {said}");

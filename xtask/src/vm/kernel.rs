@@ -25,6 +25,8 @@ const SERIES: [Series; 6] = [
     of_machine("6.12", &[("linux-image-6.12.", "-cloud-amd64-unsigned")]),
     Series {
         suite: Some("sid"),
+        // Programs of tracepoints are preempted there, and the gate's holds are such.
+        gate: false,
         ..of_machine(
             "7.2",
             &[
@@ -62,6 +64,7 @@ const fn of_machine(
         suite: None,
         refused: false,
         fentry: true,
+        gate: true,
         packages,
     }
 }
@@ -86,6 +89,8 @@ pub struct Series {
     pub refused: bool,
     /// Whether programs can hang on its functions; where they can't, `doctor` is the test that the agent says so.
     pub fentry: bool,
+    /// Whether the gate is safe there; where it isn't, `doctor` is the test that the agent says so.
+    pub gate: bool,
     /// What the packages' names begin and end with: of the one that has the kernel, and then of others.
     packages: &'static [(&'static str, &'static str)],
 }

@@ -104,6 +104,7 @@ const fn variant(tap: &'static str, enforcer: &'static str) -> Variant {
 
 /// The tap on the kernel's functions.
 const FENTRY: &str = "fentry";
+const GATE: &str = "gate";
 /// No enforcer.
 const NONE: &str = "none";
 
@@ -111,8 +112,8 @@ const NONE: &str = "none";
 const VARIANTS: [Variant; 6] = [
     variant("tracepoint", NONE),
     variant(FENTRY, NONE),
-    variant("tracepoint", "gate"),
-    variant(FENTRY, "gate"),
+    variant("tracepoint", GATE),
+    variant(FENTRY, GATE),
     variant("tracepoint", "rewrite"),
     variant(FENTRY, "rewrite"),
 ];
@@ -407,6 +408,7 @@ impl<'a> Prepared<'a> {
             locked
                 && (!series.refused || job.name == REFUSED)
                 && (series.fentry || variant.tap != FENTRY)
+                && (series.gate || variant.enforcer != GATE)
         };
         self.jobs.iter().filter(wanted).cloned().collect()
     }
