@@ -32,11 +32,22 @@ pub trait Hook: EbpfContext {
     /// The registers of user space.
     fn registers(&self) -> *const u64;
 
+    /// The first of the places that the programs of its direction have for sends.
+    const FIRST: u32;
+
     /// Where what the program needs beside its stack lies.
-    fn place(&self) -> u32;
+    #[inline(always)]
+    fn place(&self) -> u32 {
+        // SAFETY: as in `arguments`.
+        Self::FIRST + unsafe { regs::send(self.registers()) }
+    }
 
     /// The same for a receive.
-    fn receive_place(&self) -> u32;
+    #[inline(always)]
+    fn receive_place(&self) -> u32 {
+        // SAFETY: as in `arguments`.
+        unsafe { regs::receive(self.registers()) }
+    }
 
     /// The programs that continue it.
     fn walks(&self) -> &'static ProgramArray;
@@ -79,47 +90,6 @@ pub struct Entry(pub TracePointContext);
 /// A tracepoint at its exit.
 pub struct Return(pub TracePointContext);
 
-macro_rules! tracepoint {
-    ($($of:ident $first:expr;)*) => {$(
-        impl EbpfContext for $of {
-            #[inline(always)]
-            fn as_ptr(&self) -> *mut core::ffi::c_void {
-                self.0.as_ptr()
-            }
-        }
-
-        impl Hook for $of {
-            #[inline(always)]
-            fn registers(&self) -> *const u64 {
-                // SAFETY: both helpers return valid pointers in task context, never null for the current task.
-                unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 }
-            }
-
-            #[inline(always)]
-            fn place(&self) -> u32 {
-                // SAFETY: as in `arguments`.
-                $first + unsafe { regs::send(self.registers()) }
-            }
-
-            #[inline(always)]
-            fn receive_place(&self) -> u32 {
-                // SAFETY: as in `arguments`.
-                unsafe { regs::receive(self.registers()) }
-            }
-
-            #[inline(always)]
-            fn walks(&self) -> &'static ProgramArray {
-                &WALKS
-            }
-        }
-    )*};
-}
-
-tracepoint! {
-    Return 0;
-    Entry SENDS;
-}
-
 impl Exit for Return {
     /// `long ret` lies at 16 in the record, on every architecture (the agent checks it against the kernel's `format` file before it
     /// attaches).
@@ -153,31 +123,28 @@ fn argument(ctx: &impl EbpfContext) -> *const u64 {
     unsafe { ctx.as_ptr().cast::<*const u64>().read() }
 }
 
-macro_rules! function {
-    ($($of:ident $context:ident $array:ident $first:expr;)*) => {$(
-        impl EbpfContext for $of<$context> {
+/// What the current task's system call was made with.
+#[inline(always)]
+fn task_registers(_: &impl EbpfContext) -> *const u64 {
+    // SAFETY: both helpers return valid pointers in task context, never null for the current task.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u64 }
+}
+
+macro_rules! hooks {
+    ($($of:ty, $registers:ident, $array:ident, $first:expr;)*) => {$(
+        impl EbpfContext for $of {
             #[inline(always)]
             fn as_ptr(&self) -> *mut core::ffi::c_void {
                 self.0.as_ptr()
             }
         }
 
-        impl Hook for $of<$context> {
+        impl Hook for $of {
+            const FIRST: u32 = $first;
+
             #[inline(always)]
             fn registers(&self) -> *const u64 {
-                argument(self)
-            }
-
-            #[inline(always)]
-            fn place(&self) -> u32 {
-                // SAFETY: as in `arguments`.
-                $first + unsafe { regs::send(self.registers()) }
-            }
-
-            #[inline(always)]
-            fn receive_place(&self) -> u32 {
-                // SAFETY: as in `arguments`.
-                unsafe { regs::receive(self.registers()) }
+                $registers(self)
             }
 
             #[inline(always)]
@@ -188,11 +155,13 @@ macro_rules! function {
     )*};
 }
 
-function! {
-    Files FExitContext WALKS_FEXIT 0;
-    Sockets FExitContext WALKS_FEXIT_NET 0;
-    Files FEntryContext WALKS_FENTRY SENDS;
-    Sockets FEntryContext WALKS_FENTRY_NET SENDS;
+hooks! {
+    Return, task_registers, WALKS, 0;
+    Entry, task_registers, WALKS, SENDS;
+    Files<FExitContext>, argument, WALKS_FEXIT, 0;
+    Sockets<FExitContext>, argument, WALKS_FEXIT_NET, 0;
+    Files<FEntryContext>, argument, WALKS_FENTRY, SENDS;
+    Sockets<FEntryContext>, argument, WALKS_FENTRY_NET, SENDS;
 }
 
 /// What a function returned stands behind its arguments, of which there is one. (The helper that gives it is 5.17.)

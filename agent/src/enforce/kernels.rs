@@ -4,7 +4,6 @@
 //! |---|---|---|
 //! | a socket in a map holds no reference to its peer: the peer may be freed while it is used (kernel commit 8866730aed51) | 6.1.72, 6.6.5, 6.7 | no gate |
 //! | a send to a socket that is just being closed may read freed memory (CVE-2026-43016) | 6.6.134, 6.12.81, 6.18.22, 6.19.12, 7.0 | it is told |
-//!
 //! | programs of system calls' tracepoints are preempted, and skipped where another task has the same one running: a send passes its hold unseen | not yet | no gate |
 //!
 //! The numbers are those of the review of 6.1.72 and 6.6.5 on the stable list, and of the CVE's record. Other series have no
@@ -19,6 +18,10 @@ use crate::host::Outcome;
 
 /// The kernel's symbols. Their names need no privilege.
 pub const SYMBOLS: &str = "/proc/kallsyms";
+/// The function that runs programs of system calls' tracepoints where they may be preempted (Linux 7.1 or 7.2).
+const PREEMPTED_BY: &str = "trace_call_bpf_faultable";
+/// What follows for the gate.
+pub const PREEMPTED: &str = "programs of system calls' tracepoints are preempted and skipped: a send may pass its hold unseen";
 /// Unix stream sockets in socket maps (kernel commit 94531cfcbe79).
 const FIRST: (u32, u32) = (5, 15);
 /// Series that have the peer's reference, and from which release on.
@@ -111,11 +114,6 @@ fn numbers(text: &str) -> Option<((u32, u32), Option<u32>)> {
         Some(numbers.next().and_then(Result::ok).unwrap_or(0)),
     ))
 }
-
-/// The function that runs programs of system calls' tracepoints where they may be preempted (Linux 7.1 or 7.2).
-const PREEMPTED_BY: &str = "trace_call_bpf_faultable";
-/// What follows for the gate.
-pub const PREEMPTED: &str = "programs of system calls' tracepoints are preempted and skipped: a send may pass its hold unseen";
 
 /// Whether programs of system calls' tracepoints are preempted, by the kernel's symbols (`/proc/kallsyms`). `Err` is the reason why that can't be known.
 pub fn preempts(symbols: &Path) -> Result<bool, String> {

@@ -7,8 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use super::text;
-use crate::enforce::kernels;
-use crate::enforce::{peer, pins};
+use crate::enforce::{kernels, peer, pins};
 use crate::tap::hooks::{HOLDS, HOOKS, Hook, Kind};
 use crate::tap::tracefs::LOCKDOWN;
 

@@ -104,6 +104,7 @@ const fn variant(tap: &'static str, enforcer: &'static str) -> Variant {
 
 /// The tap on the kernel's functions.
 const FENTRY: &str = "fentry";
+/// The enforcer at the source's socket.
 const GATE: &str = "gate";
 /// No enforcer.
 const NONE: &str = "none";
