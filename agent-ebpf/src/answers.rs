@@ -33,7 +33,7 @@ use aya_ebpf::helpers::generated::{
 };
 
 use crate::global::global;
-use crate::hook::{Exit, Hook, programs};
+use crate::hook::{Exit, Hook, programs, programs_in_turns};
 use crate::maps::{
     ANSWERS, BOUNDS, CALLS, CONNECTIONS, FREE_HISTOGRAMS, GONE, HISTOGRAM_KEYS, HISTOGRAM_OF,
     HISTOGRAMS, MESSAGES, RECEIVED, STATUSES, TARGETS, add, answers, calls_lost, closing, exchange,
@@ -108,12 +108,16 @@ const FRESH: u32 = 1;
 /// The connection is older, and this receive may chain to its end.
 const JOIN: u32 = 2;
 
+programs_in_turns! {
+    fexit FExitContext:
+    answer_read answer_read_2 answer_read_3, answer_read_fexit answer_read_fexit_2 answer_read_fexit_3 Files |ctx| received(ctx, Shape::Buffer, 0);
+    answer_readv answer_readv_2 answer_readv_3, answer_readv_fexit answer_readv_fexit_2 answer_readv_fexit_3 Files |ctx| received(ctx, Shape::Vector, 0);
+    answer_recvfrom answer_recvfrom_2 answer_recvfrom_3, answer_recvfrom_fexit answer_recvfrom_fexit_2 answer_recvfrom_fexit_3 Sockets |ctx| received(ctx, Shape::Buffer, ctx.fourth());
+    answer_recvmsg answer_recvmsg_2 answer_recvmsg_3, answer_recvmsg_fexit answer_recvmsg_fexit_2 answer_recvmsg_fexit_3 Sockets |ctx| received(ctx, Shape::Message, ctx.arguments()[2]);
+}
+
 programs! {
     fexit FExitContext:
-    answer_read, answer_read_fexit Files |ctx| received(ctx, Shape::Buffer, 0);
-    answer_readv, answer_readv_fexit Files |ctx| received(ctx, Shape::Vector, 0);
-    answer_recvfrom, answer_recvfrom_fexit Sockets |ctx| received(ctx, Shape::Buffer, ctx.fourth());
-    answer_recvmsg, answer_recvmsg_fexit Sockets |ctx| received(ctx, Shape::Message, ctx.arguments()[2]);
     answer_walk, answer_walk_fexit Files, answer_walk_fexit_net Sockets |ctx| walked(ctx);
     answer_join, answer_join_fexit Files, answer_join_fexit_net Sockets |ctx| joined(ctx);
     answer_ended, answer_ended_fexit Files, answer_ended_fexit_net Sockets |ctx| ended(ctx);

@@ -21,6 +21,7 @@ mod rewrite;
 mod source;
 mod tap;
 mod targets;
+mod turns;
 
 use agent_common::abi::cases::{CALLS, COOKIE, Case, IN_FRONT, begun, kept};
 use agent_common::h2::track::{self, Begin};

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 
 use crate::answers;
-use crate::hook::{Exit, Hook, programs};
+use crate::hook::{Exit, Hook, programs_in_turns};
 use crate::maps::{CONNECTIONS, OBSTACLES, SLOTS, SOCKETS, TARGETS, add};
 use crate::tap::gauge;
 
@@ -20,17 +20,17 @@ const ONE_BY_ONE: u32 = 32;
 /// `connect` goes on by itself; the descriptor is a socket all the same.
 const EINPROGRESS: i64 = -115;
 
-programs! {
+programs_in_turns! {
     fentry FEntryContext:
-    fd_close, fd_close_fentry Files |ctx| ended(ctx, 0);
-    fd_close_range, fd_close_range_fentry Files |ctx| close_range(ctx);
-    fd_dup2, fd_dup2_fentry Files |ctx| dup2(ctx);
-    fd_dup3, fd_dup3_fentry Files |ctx| ended(ctx, 1);
+    fd_close fd_close_2 fd_close_3, fd_close_fentry fd_close_fentry_2 fd_close_fentry_3 Files |ctx| ended(ctx, 0);
+    fd_close_range fd_close_range_2 fd_close_range_3, fd_close_range_fentry fd_close_range_fentry_2 fd_close_range_fentry_3 Files |ctx| close_range(ctx);
+    fd_dup2 fd_dup2_2 fd_dup2_3, fd_dup2_fentry fd_dup2_fentry_2 fd_dup2_fentry_3 Files |ctx| dup2(ctx);
+    fd_dup3 fd_dup3_2 fd_dup3_3, fd_dup3_fentry fd_dup3_fentry_2 fd_dup3_fentry_3 Files |ctx| ended(ctx, 1);
 }
 
-programs! {
+programs_in_turns! {
     fexit FExitContext:
-    fd_connect, fd_connect_fexit Sockets |ctx| connected(ctx);
+    fd_connect fd_connect_2 fd_connect_3, fd_connect_fexit fd_connect_fexit_2 fd_connect_fexit_3 Sockets |ctx| connected(ctx);
 }
 
 /// `dup2(old, new)` closes `new`.

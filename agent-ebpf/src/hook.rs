@@ -10,22 +10,17 @@
 //! and types are the same for the functions of one source file: [`Files`] and [`Sockets`] have programs of their own.
 //!
 //! Of one and the same program, the kernel runs no second one on a CPU meanwhile (it skips it, and counts that as a miss); so a
-//! place in [`SCRATCH`](crate::maps::SCRATCH) for each program is enough, and nothing less is.
+//! place in [`SCRATCH`](crate::maps::SCRATCH) for each program is enough, and nothing less is. So that nothing is lost where programs are
+//! preempted, each is there [several times](crate::turns).
 
+use agent_common::abi::turns::{RECEIVES, SENDS};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::maps::ProgramArray;
 use aya_ebpf::programs::{FEntryContext, FExitContext, TracePointContext};
 
 use crate::maps::{WALKS, WALKS_FENTRY, WALKS_FENTRY_NET, WALKS_FEXIT, WALKS_FEXIT_NET};
-use crate::regs;
-
-/// Places that the programs at the exits of sends have, and those at their entries.
-const SENDS: u32 = 4;
-/// Places of receives.
-pub const RECEIVE_PLACES: u32 = 4;
-/// Places in all.
-pub const PLACES: u32 = 2 * SENDS;
+use crate::{regs, turns};
 
 /// A hook in a system call.
 pub trait Hook: EbpfContext {
@@ -39,14 +34,14 @@ pub trait Hook: EbpfContext {
     #[inline(always)]
     fn place(&self) -> u32 {
         // SAFETY: as in `arguments`.
-        Self::FIRST + unsafe { regs::send(self.registers()) }
+        Self::FIRST + unsafe { regs::send(self.registers()) } + 2 * SENDS * turns::whose()
     }
 
     /// The same for a receive.
     #[inline(always)]
     fn receive_place(&self) -> u32 {
         // SAFETY: as in `arguments`.
-        unsafe { regs::receive(self.registers()) }
+        unsafe { regs::receive(self.registers()) + RECEIVES * turns::whose() }
     }
 
     /// The programs that continue it.
@@ -207,3 +202,20 @@ macro_rules! programs {
     )*};
 }
 pub(crate) use programs;
+
+/// The same of programs that hang on a system call and [take turns](crate::turns): each is there three times, and knows the how manieth
+/// it is.
+macro_rules! programs_in_turns {
+    ($attribute:ident $context:ident: $(
+        $first:ident $second:ident $third:ident,
+        $first_function:ident $second_function:ident $third_function:ident
+        $of:ident |$ctx:ident| $body:expr;
+    )*) => {
+        $crate::hook::programs! { $attribute $context: $(
+            $first, $first_function $of |$ctx| $crate::turns::take(0, || $body);
+            $second, $second_function $of |$ctx| $crate::turns::take(1, || $body);
+            $third, $third_function $of |$ctx| $crate::turns::take(2, || $body);
+        )* }
+    };
+}
+pub(crate) use programs_in_turns;

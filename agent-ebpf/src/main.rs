@@ -36,3 +36,4 @@ mod rewrite;
 mod source;
 mod tap;
 mod targets;
+mod turns;

@@ -6,6 +6,7 @@ use agent_common::abi::answers::{
     Answers, BOUNDS_TABLE, CALL_BYTES, GoneKey, Histogram, HistogramKey, MAX_ANSWERS, MAX_GONE,
     MAX_HISTOGRAMS, Message,
 };
+use agent_common::abi::turns::{RECEIVES, SENDS};
 use agent_common::abi::{
     ConnKey, Control, EVENT_BYTES, Failure, Gated, MAX_CONNECTIONS, MAX_EDITS, MAX_GATED,
     MAX_SLOTS, Quieted, Reason, Slot, Totals, Tracked, gates, walks,
@@ -19,7 +20,6 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, Queue, RingBuf, Stack};
 
 use crate::answers::Received;
-use crate::hook::{PLACES, RECEIVE_PLACES};
 use crate::rewrite::Edits;
 use crate::source::Scratch;
 pub use crate::targets::TARGETS;
@@ -52,9 +52,10 @@ pub static TOTALS: Array<Totals> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 pub static PATHS: Array<PathTable> = Array::with_max_entries(1, 0);
 
-/// What a walk needs beside its stack, by `Hook::place`.
+/// What a walk needs beside its stack, by `Hook::place`. For each further [turn](crate::turns) as much again, as of [`RECEIVED`]: the agent
+/// makes them larger.
 #[map]
-pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(PLACES, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2 * SENDS, 0);
 
 /// The programs that `abi::walks` numbers, for tracepoints.
 #[map]
@@ -123,7 +124,7 @@ pub static GONE: HashMap<GoneKey, Answers> = HashMap::with_max_entries(MAX_GONE,
 
 /// What a walk of a receive needs beside its stack, by `Hook::receive_place`.
 #[map]
-pub static RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(RECEIVE_PLACES, 0);
+pub static RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(RECEIVES, 0);
 
 /// gRPC's statuses.
 #[map]

@@ -16,6 +16,7 @@ use aya_ebpf::programs::TracePointContext;
 use aya_log_ebpf::warn;
 
 use crate::maps::{EVENTS, FREE_SLOTS, TARGETS, closing, control, event_lost};
+use crate::turns;
 
 /// `clone(2)`: a thread, not a process.
 const CLONE_THREAD: u64 = 0x10000;
@@ -74,6 +75,7 @@ pub fn proc_newtask(ctx: TracePointContext) -> u32 {
 pub fn proc_exit(_ctx: TracePointContext) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
+    turns::end();
     if pid_tgid as u32 != tgid || TARGETS.get_ptr(tgid).is_none() {
         return 0;
     }

@@ -22,7 +22,7 @@ use aya_ebpf::helpers::generated::{bpf_probe_read_user, bpf_probe_write_user};
 
 use crate::answers;
 use crate::global::global;
-use crate::hook::{Exit, Hook, programs};
+use crate::hook::{Exit, Hook, programs, programs_in_turns};
 use crate::maps::{
     CONNECTIONS, EDITS, NO_EDITS, OBSTACLES, PATHS, SCRATCH, SOCKETS, SUBSTITUTES, TARGETS,
     closing, failed, leased, quiet_asked, quieted,
@@ -53,12 +53,16 @@ pub struct Edits {
     journal: Journal,
 }
 
+programs_in_turns! {
+    fentry FEntryContext:
+    edit_write edit_write_2 edit_write_3, edit_write_fentry edit_write_fentry_2 edit_write_fentry_3 Files |ctx| entered(ctx, Shape::Buffer, 0);
+    edit_writev edit_writev_2 edit_writev_3, edit_writev_fentry edit_writev_fentry_2 edit_writev_fentry_3 Files |ctx| entered(ctx, Shape::Vector, 0);
+    edit_sendto edit_sendto_2 edit_sendto_3, edit_sendto_fentry edit_sendto_fentry_2 edit_sendto_fentry_3 Sockets |ctx| entered(ctx, Shape::Buffer, ctx.fourth());
+    edit_sendmsg edit_sendmsg_2 edit_sendmsg_3, edit_sendmsg_fentry edit_sendmsg_fentry_2 edit_sendmsg_fentry_3 Sockets |ctx| entered(ctx, Shape::Message, ctx.arguments()[2]);
+}
+
 programs! {
     fentry FEntryContext:
-    edit_write, edit_write_fentry Files |ctx| entered(ctx, Shape::Buffer, 0);
-    edit_writev, edit_writev_fentry Files |ctx| entered(ctx, Shape::Vector, 0);
-    edit_sendto, edit_sendto_fentry Sockets |ctx| entered(ctx, Shape::Buffer, ctx.fourth());
-    edit_sendmsg, edit_sendmsg_fentry Sockets |ctx| entered(ctx, Shape::Message, ctx.arguments()[2]);
     edit_walk, edit_walk_fentry Files, edit_walk_fentry_net Sockets |ctx| edits(ctx);
 }
 

@@ -17,7 +17,7 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 
 use crate::answers::now;
 use crate::global::global;
-use crate::hook::{Exit, Hook, programs};
+use crate::hook::{Exit, Hook, programs, programs_in_turns};
 use crate::maps::{
     ANSWERS, CONNECTIONS, EVENTS, OBSTACLES, PATHS, SCRATCH, SLOTS, TARGETS, add, answers,
     closing as is_closing, control_closing, event_lost, failed, leased, quiet_asked, quieted,
@@ -55,12 +55,16 @@ impl Shape {
     }
 }
 
+programs_in_turns! {
+    fexit FExitContext:
+    tap_write tap_write_2 tap_write_3, tap_write_fexit tap_write_fexit_2 tap_write_fexit_3 Files |ctx| sent(ctx, Shape::Buffer);
+    tap_writev tap_writev_2 tap_writev_3, tap_writev_fexit tap_writev_fexit_2 tap_writev_fexit_3 Files |ctx| sent(ctx, Shape::Vector);
+    tap_sendto tap_sendto_2 tap_sendto_3, tap_sendto_fexit tap_sendto_fexit_2 tap_sendto_fexit_3 Sockets |ctx| sent(ctx, Shape::Buffer);
+    tap_sendmsg tap_sendmsg_2 tap_sendmsg_3, tap_sendmsg_fexit tap_sendmsg_fexit_2 tap_sendmsg_fexit_3 Sockets |ctx| sent(ctx, Shape::Message);
+}
+
 programs! {
     fexit FExitContext:
-    tap_write, tap_write_fexit Files |ctx| sent(ctx, Shape::Buffer);
-    tap_writev, tap_writev_fexit Files |ctx| sent(ctx, Shape::Vector);
-    tap_sendto, tap_sendto_fexit Sockets |ctx| sent(ctx, Shape::Buffer);
-    tap_sendmsg, tap_sendmsg_fexit Sockets |ctx| sent(ctx, Shape::Message);
     tap_follow, tap_follow_fexit Files, tap_follow_fexit_net Sockets |ctx| follow(ctx);
     tap_open, tap_open_fexit Files, tap_open_fexit_net Sockets |ctx| opened(ctx);
 }

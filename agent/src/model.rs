@@ -305,7 +305,7 @@ pub struct ProgramStatus {
     pub error: Option<String>,
     /// Instructions the verifier walked, where the kernel tells (5.16).
     pub verified_instructions: Option<u32>,
-    /// Times the kernel left it out because another program ran on that CPU (5.12).
+    /// Times the kernel left it out because another program ran on that CPU (5.12); not known where several take turns.
     pub missed: Option<u64>,
     /// Runs and nanoseconds in it, where `kernel.bpf_stats_enabled` is on.
     pub runs: Option<(u64, u64)>,

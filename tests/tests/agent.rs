@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, Pod, binary, free_address};
+use pendguard_tests::kernel::preempts_tracepoints;
 use pendguard_tests::raw::Raw;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use tokio::process::Command;
@@ -68,7 +69,13 @@ async fn nothing_is_left_behind() -> Result<()> {
     until_unloaded().await?;
     let before = mounts()?;
     let agent = Agent::start(&[]).await?;
-    ensure!(loaded()?.len() == 12 + DUP2, "{:?}", loaded()?);
+    let loaded_now = loaded()?;
+    // Those that take turns are called the same, with a number; one name is too long for its own.
+    let (others, firsts): (BTreeSet<_>, BTreeSet<_>) = loaded_now.into_iter().partition(|name| {
+        name.ends_with("_2") || name.ends_with("_3") || name == "fd_close_range_"
+    });
+    ensure!(firsts.len() == 12 + DUP2, "{firsts:?}");
+    ensure!(others.is_empty() != preempts_tracepoints()?, "{others:?}");
     ensure!(mounts()? == before, "a mount that others see");
     let socket = agent.socket();
     ensure!(socket.exists());

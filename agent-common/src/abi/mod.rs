@@ -6,6 +6,7 @@
 
 pub mod answers;
 pub mod cases;
+pub mod turns;
 
 use crate::h2::edit::Segments;
 use crate::h2::paths::MAX_PATHS;

@@ -142,7 +142,7 @@ pub struct Program {
     pub error: Option<String>,
     /// Instructions that the verifier walked; `null` where the kernel doesn't tell.
     pub verified_instructions: Option<u32>,
-    /// Runs that the kernel left out; `null` where it doesn't tell.
+    /// Runs that the kernel left out; `null` where it doesn't tell, and where several programs take turns.
     pub missed: Option<u64>,
     /// Runs; `null` unless `kernel.bpf_stats_enabled` is on.
     pub runs: Option<u64>,

@@ -13,8 +13,9 @@ pub struct Account {
     pub runs: u64,
     /// Nanoseconds in it, likewise; the programs that it continued in by tail call included.
     pub nanoseconds: u64,
-    /// Times it was left out because that CPU was within another program or a map operation (5.12; 0 before).
-    pub missed: u64,
+    /// Times it was left out because that CPU was within another program or a map operation (5.12; 0 before). Of programs that take turns
+    /// it isn't known: the kernel says of each how often it was left out, and not how often all were at once.
+    pub missed: Option<u64>,
 }
 
 /// Asks the kernel.
@@ -31,6 +32,40 @@ pub fn of(program: &OwnedFd) -> Option<Account> {
     Some(Account {
         runs: info.run_cnt,
         nanoseconds: info.run_time_ns,
-        missed: info.recursion_misses,
+        missed: Some(info.recursion_misses),
     })
+}
+
+/// The account of programs that take turns, as of one.
+pub fn together(all: &[Account]) -> Option<Account> {
+    if let [one] = all {
+        return Some(*one);
+    }
+    Some(Account {
+        runs: all.iter().map(|one| one.runs).max()?,
+        nanoseconds: all.iter().map(|one| one.nanoseconds).sum(),
+        missed: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_missed_another_may_have_done() {
+        let one = |runs, nanoseconds, missed| Account {
+            runs,
+            nanoseconds,
+            missed,
+        };
+        assert_eq!(together(&[]), None);
+        assert_eq!(together(&[one(7, 70, Some(3))]), Some(one(7, 70, Some(3))));
+        let all = [
+            one(7, 70, Some(3)),
+            one(9, 20, Some(1)),
+            one(10, 10, Some(0)),
+        ];
+        assert_eq!(together(&all), Some(one(10, 100, None)));
+    }
 }

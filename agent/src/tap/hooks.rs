@@ -1,6 +1,6 @@
 //! Which program goes where, and what is lost without it.
 
-use agent_common::abi::{gates, walks};
+use agent_common::abi::{gates, turns, walks};
 
 /// What the programs of system calls hang on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +51,8 @@ pub struct Hook {
     pub without: &'static str,
     /// The agent can't do its work without it.
     pub required: bool,
+    /// The object has several of it, which take turns where the kernel preempts them.
+    pub turns: bool,
 }
 
 /// A program that others continue in: it is attached to nothing.
@@ -167,12 +169,18 @@ impl Hook {
         }
     }
 
-    /// The name of the program for this kind of hook.
+    /// The name of the program for this kind of hook; the first of those that take turns.
     pub fn variant(&self, kind: Kind) -> String {
         match self.on_function(kind) {
             Some(_) => format!("{}_{}", self.program, self.suffix()),
             None => self.program.to_owned(),
         }
+    }
+
+    /// What is behind the names of the programs that do the same, where there are `turns`, in the order in which the kernel runs them.
+    pub fn numbers(&self, turns: u32) -> &'static [&'static str] {
+        let all = if self.turns { turns as usize } else { 1 };
+        NUMBERS.get(..all).unwrap_or(&NUMBERS)
     }
 
     /// Where it hangs, as it is mostly written: `category/name`.
@@ -183,6 +191,9 @@ impl Hook {
         }
     }
 }
+
+/// See [`Hook::numbers`].
+const NUMBERS: [&str; turns::PROGRAMS as usize] = ["", "_2", "_3"];
 
 const RET: &[Field] = &[Field {
     name: "ret",
@@ -198,6 +209,7 @@ const fn send(program: &'static str, name: &'static str, without: &'static str) 
         fields: RET,
         without,
         required: false,
+        turns: true,
     }
 }
 
@@ -209,6 +221,7 @@ const fn end(program: &'static str, name: &'static str) -> Hook {
         fields: &[],
         without: "a descriptor number that is used again may be misread until it fails to parse",
         required: false,
+        turns: true,
     }
 }
 
@@ -222,6 +235,7 @@ pub const HOOKS: &[Hook] = &[
         fields: &[],
         without: "new replicas are found by looking through /proc every 2 s, and calls made before that are missed",
         required: false,
+        turns: false,
     },
     Hook {
         program: "proc_newtask",
@@ -241,6 +255,7 @@ pub const HOOKS: &[Hook] = &[
         ],
         without: "children that a replica forks without running another program are missed until the next look through /proc",
         required: false,
+        turns: false,
     },
     Hook {
         program: "proc_exit",
@@ -249,6 +264,7 @@ pub const HOOKS: &[Hook] = &[
         fields: &[],
         without: "replicas that ended are noticed by looking through /proc every 2 s",
         required: false,
+        turns: false,
     },
     end("fd_close", "sys_enter_close"),
     end("fd_close_range", "sys_enter_close_range"),
@@ -289,6 +305,7 @@ const fn receive(program: &'static str, name: &'static str, without: &'static st
         fields: RET,
         without,
         required: false,
+        turns: true,
     }
 }
 
@@ -328,6 +345,8 @@ const fn hold(program: &'static str, name: &'static str) -> Hook {
         }],
         without: "the gate can't join connections safely",
         required: true,
+        // A hold that is skipped by one of them is skipped: there is no gate where that may be.
+        turns: false,
     }
 }
 
@@ -349,6 +368,7 @@ const fn edit(program: &'static str, name: &'static str) -> Hook {
         fields: &[],
         without: "calls that are sent this way are not rejected",
         required: true,
+        turns: true,
     }
 }
 

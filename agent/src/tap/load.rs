@@ -3,13 +3,15 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use agent_common::abi::turns::{RECEIVES, SENDS, THREADS};
 use aya::maps::{Map, MapData, MapError, ProgramArray};
 use aya::programs::links::FdLink;
 use aya::programs::{Program, ProgramError, ProgramInfo, SkSkb};
 use aya::{Btf, Ebpf, EbpfLoader};
 
+use super::account::{self, Account};
 use super::hooks::{Hook, Kind, Walk};
-use super::{TapError, tracefs};
+use super::{TapError, tracefs, turns};
 use crate::memory;
 use crate::model::ProgramStatus;
 
@@ -62,6 +64,14 @@ pub fn io_error(name: &'static str, error: &std::io::Error) -> TapError {
 pub struct Attached {
     /// What is told of it.
     pub status: ProgramStatus,
+    /// It, in the kernel; where there are turns, all that take them.
+    pub instances: Vec<Loaded>,
+}
+
+/// One of the programs that take turns.
+pub struct Loaded {
+    /// What it is pinned as.
+    pub name: String,
     /// It, for the kernel's account.
     pub program: Option<OwnedFd>,
     /// What keeps it attached, unless that is pinned.
@@ -80,9 +90,19 @@ impl Attached {
                 missed: None,
                 runs: None,
             },
-            program: None,
-            link: None,
+            instances: Vec::new(),
         }
+    }
+
+    /// What the kernel accounts of it.
+    pub fn account(&self) -> Option<Account> {
+        let accounts = self
+            .instances
+            .iter()
+            .map(|one| account::of(one.program.as_ref()?));
+        accounts
+            .collect::<Option<Vec<_>>>()
+            .and_then(|all| account::together(&all))
     }
 }
 
@@ -90,15 +110,28 @@ impl Attached {
 pub struct Object {
     ebpf: Ebpf,
     btf: Option<Btf>,
+    turns: u32,
 }
 
 impl Object {
     /// Makes the maps. No program is loaded yet.
     pub fn load() -> Result<Self, TapError> {
-        let ebpf = EbpfLoader::new()
+        let turns = turns::here();
+        let mut loader = EbpfLoader::new();
+        loader.override_global("INSTANCES", &turns, true);
+        if turns > 1 {
+            loader.map_max_entries("TURNS", THREADS);
+            loader.map_max_entries("SCRATCH", turns * 2 * SENDS);
+            loader.map_max_entries("RECEIVED", turns * RECEIVES);
+        }
+        let ebpf = loader
             .load(OBJECT)
             .map_err(|e| TapError::Load(Box::new(e)))?;
-        Ok(Self { ebpf, btf: None })
+        Ok(Self {
+            ebpf,
+            btf: None,
+            turns,
+        })
     }
 
     /// Gives back the memory that loading took.
@@ -242,14 +275,23 @@ impl Object {
         tracefs: &Path,
         attached: &mut Attached,
     ) -> Result<(), String> {
-        let name = hook.variant(kind);
-        if hook.on_function(kind).is_none() {
+        let function = hook.on_function(kind);
+        if function.is_none() {
             check_format(hook, tracefs)?;
         }
-        let (fd, info) = self.program_loaded(&name, &hook.on_function(kind).unwrap_or_default())?;
-        attached.program = fd.try_clone_to_owned().ok();
-        attached.status.verified_instructions = verified(info);
-        attached.link = Some(self.link(&name, hook)?);
+        let function = function.unwrap_or_default();
+        for number in turns::in_order(hook.numbers(self.turns), hook.on_function(kind).is_some()) {
+            let name = format!("{}{number}", hook.variant(kind));
+            let (fd, info) = self.program_loaded(&name, &function)?;
+            let program = fd.try_clone_to_owned().ok();
+            attached.status.verified_instructions = verified(info);
+            let link = Some(self.link(&name, hook)?);
+            attached.instances.push(Loaded {
+                name: format!("{}{number}", hook.program),
+                program,
+                link,
+            });
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@
 //! | [`events`] | reads process events |
 //! | [`sys`] | the system call, for what aya has no name for |
 //! | [`account`] | what the kernel accounts of a program |
+//! | [`turns`] | how many programs do the same, where the kernel skips them |
 //!
 //! Programs load one at a time: one that the kernel refuses is left out with its reason, and the others go on. Nothing is
 //! pinned before something is to be enforced ([`crate::enforce`]): until then, when the agent ends, however it ends, the
@@ -26,6 +27,7 @@ pub mod probe;
 pub mod sys;
 pub mod targets;
 pub mod tracefs;
+pub mod turns;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -46,7 +48,7 @@ use self::counters::{LargeArray, MappedArray};
 use self::hooks::{
     ANSWER_WALKS, ANSWERS, EDITS, GATE, GATE_WALK, HOLDS, HOOKS, Hook, Kind, QUIET, REWRITES, WALKS,
 };
-use self::load::{Attached, Object, chain, io_error, map_error};
+use self::load::{Attached, Loaded, Object, chain, io_error, map_error};
 pub use self::targets::Targets;
 use self::tracefs::TracefsError;
 use crate::enforce::gate::{GATED, Gate};
@@ -336,21 +338,25 @@ pub fn adopt(
 
 /// A program that is found pinned, and whether its link is.
 fn adopted(directory: &Path, hook: &Hook, kind: Kind) -> Attached {
-    let program = pins::open(&directory.join(pins::program(hook.program)));
-    let linked = directory.join(pins::link(hook.program)).exists();
     let mut attached = Attached::new(hook, kind);
-    attached.status.error = match (&program, linked) {
-        (Ok(_), true) => None,
-        (Err(e), _) => Some(format!(
-            "not found pinned: {e}. Without it {}",
-            hook.without
-        )),
-        (Ok(_), false) => Some(format!(
-            "its link is not pinned. Without it {}",
-            hook.without
-        )),
-    };
-    attached.program = program.ok();
+    for number in hook.numbers(turns::here()) {
+        let name = format!("{}{number}", hook.program);
+        let program = pins::open(&directory.join(pins::program(&name)));
+        let linked = directory.join(pins::link(&name)).exists();
+        let error = match (&program, linked) {
+            (Ok(_), true) => None,
+            (Err(e), _) => Some(format!("not found pinned: {e}")),
+            (Ok(_), false) => Some("its link is not pinned".to_owned()),
+        };
+        if let Some(error) = error {
+            attached.status.error = Some(format!("{name}: {error}. Without it {}", hook.without));
+        }
+        attached.instances.push(Loaded {
+            name,
+            program: program.ok(),
+            link: None,
+        });
+    }
     attached
 }
 
@@ -434,13 +440,12 @@ impl Tap {
         for (name, fd) in self.maps.drain(..) {
             pins::pin(&fd, &directory.join(pins::map(&name)))?;
         }
-        for attached in &mut self.programs {
-            let name = attached.status.name;
-            if let Some(program) = &attached.program {
-                pins::pin(program, &directory.join(pins::program(name)))?;
+        for one in self.programs.iter_mut().flat_map(|p| &mut p.instances) {
+            if let Some(program) = &one.program {
+                pins::pin(program, &directory.join(pins::program(&one.name)))?;
             }
-            if let Some(link) = attached.link.take() {
-                let path = directory.join(pins::link(name));
+            if let Some(link) = one.link.take() {
+                let path = directory.join(pins::link(&one.name));
                 link.pin(&path).map_err(|e| PinError::Pin {
                     path,
                     reason: crate::errors::chain(&e),
@@ -481,8 +486,8 @@ impl Tap {
     pub fn programs(&self) -> Vec<ProgramStatus> {
         let status = |attached: &Attached| {
             let mut status = attached.status.clone();
-            if let Some(account) = attached.program.as_ref().and_then(account::of) {
-                status.missed = Some(account.missed);
+            if let Some(account) = attached.account() {
+                status.missed = account.missed;
                 status.runs = (account.runs > 0).then_some((account.runs, account.nanoseconds));
             }
             status

@@ -16,6 +16,8 @@ pub enum Mode {
     Audit,
     /// The source's end is in a socket map with a program that does nothing.
     Empty,
+    /// Both ends are: what a gate would have to be that edits answers, too.
+    EmptyEnds,
     /// An agent that enforces: the source's end is behind the gate.
     Gate,
     /// An agent that enforces in the sender's buffer: where the kernel lets programs write to processes.
@@ -26,11 +28,12 @@ pub enum Mode {
 
 impl Mode {
     /// Without a proxy.
-    pub const OURS: [Self; 5] = [
+    pub const OURS: [Self; 6] = [
         Self::Control,
         Self::NoAnswers,
         Self::Audit,
         Self::Empty,
+        Self::EmptyEnds,
         Self::Gate,
     ];
 
@@ -50,6 +53,7 @@ impl Mode {
             Self::NoAnswers => "audit, --no-answers",
             Self::Audit => "audit",
             Self::Empty => "an empty sk_skb program",
+            Self::EmptyEnds => "empty sk_skb programs at both ends",
             Self::Gate => "gate (enforce)",
             Self::Rewrite => "rewrite (enforce)",
             Self::Proxy(kind) => kind.name(),

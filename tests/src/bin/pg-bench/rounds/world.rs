@@ -30,6 +30,7 @@ pub struct World {
 pub enum Beside {
     Nothing,
     Empty,
+    EmptyEnds,
     /// What it pins goes with the second, if there is one.
     Agent(Agent, Option<BpfFs>),
     /// With a client that is connected through it.
@@ -43,7 +44,7 @@ impl World {
         let directory = tempfile::tempdir()?;
         let pod = Pod::mono_vertex("bench", "1");
         let socket = directory.path().join("source.sock");
-        let options: &[&str] = if mode == Mode::Empty {
+        let options: &[&str] = if matches!(mode, Mode::Empty | Mode::EmptyEnds) {
             &["--keep"]
         } else {
             &[]
@@ -65,6 +66,11 @@ impl World {
             Mode::Empty => {
                 self.source.empty(true).await?;
                 Beside::Empty
+            }
+            Mode::EmptyEnds => {
+                self.source.empty(true).await?;
+                self.direct.empty(true).await?;
+                Beside::EmptyEnds
             }
             Mode::NoAnswers | Mode::Audit => {
                 let arguments: &[&str] = match mode {
@@ -107,6 +113,10 @@ impl World {
         match beside {
             Beside::Nothing => {}
             Beside::Empty => self.source.empty(false).await?,
+            Beside::EmptyEnds => {
+                self.direct.empty(false).await?;
+                self.source.empty(false).await?;
+            }
             Beside::Agent(agent, bpffs) => {
                 agent.stop().await?;
                 drop(bpffs);
