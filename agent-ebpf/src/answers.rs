@@ -9,7 +9,8 @@
 //! What begins is noted by the tap's walks, which go on in `answer_begun`. Minimum kernel and privileges are the [`tap`](crate::tap)'s.
 //!
 //! Payload is passed by its frame's length, without being read, but for short messages while a call is under way that has a pending
-//! count for its answer.
+//! count for its answer. Where nobody waits for any, a receive in one buffer that has nothing but DATA ends where it began: it takes no walk
+//! ([`agent_common::h2::bulk`]).
 
 use agent_common::abi::answers::{
     ASKED, Answers, Asked, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey,
