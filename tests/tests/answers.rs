@@ -167,8 +167,8 @@ async fn answers_between_messages() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     let pod = Pod::mono_vertex("between", "1");
     let mut raw = Raw::start(pod.numa()).await?;
-    let rounds = amount(30, 5);
-    let mut expected = BTreeMap::new();
+    let rounds: u64 = amount(30, 5);
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
     let mut all = 0;
     for seed in 0..amount(5, 1) {
         for call in ["read", "readv", "recvfrom", "recvmsg"] {
@@ -177,8 +177,8 @@ async fn answers_between_messages() -> Result<()> {
                 .await?
                 .parse()?;
             // Each of gRPC's statuses, no status, a reset; and the number's.
-            let statuses = Code::ALL.iter().filter(|&&code| code <= Code::Reset);
-            for code in statuses.chain([&Code::Unknown]) {
+            let ways = Code::ALL.into_iter().filter(|&code| code <= Code::Reset);
+            for code in ways.chain([Code::Unknown]) {
                 *expected.entry(code.name().to_owned()).or_default() += rounds;
             }
             *expected.entry(Code::Ok.name().to_owned()).or_default() += 1;
