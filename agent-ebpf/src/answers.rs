@@ -9,7 +9,8 @@
 //! What begins is noted by the tap's walks, which go on in `answer_begun`. Minimum kernel and privileges are the [`tap`](crate::tap)'s.
 //!
 //! Payload is passed by its frame's length, without being read, but for short messages while a call is under way that has a pending
-//! count for its answer.
+//! count for its answer. Where nobody waits for any, a receive in one buffer that has nothing but DATA ends where it began: it takes no walk
+//! ([`agent_common::h2::bulk`]).
 
 use agent_common::abi::answers::{
     ASKED, Answers, Asked, BOUNDS_TABLE, BUCKETS, CallEvent, Code, EARLY, Early, GoneKey,
@@ -17,6 +18,7 @@ use agent_common::abi::answers::{
     UnderWay, bucket,
 };
 use agent_common::abi::{ConnKey, Failure, Manner, NO_PENDING, Reason, verdict, walks};
+use agent_common::h2::bulk::{self, Ahead, Header};
 use agent_common::h2::frame::{HEAD, Head, flag, kind};
 use agent_common::h2::learn::{self, Candidates};
 use agent_common::h2::paths::MAX_PATHS;
@@ -27,7 +29,9 @@ use agent_common::h2::track::status as state;
 use agent_common::h2::walk::{self, Conn, Outcome, Source, phase};
 use agent_common::vol::{Vol, if_below, if_zero, masked};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_probe_write_user};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_boot_ns, bpf_probe_read_user, bpf_probe_write_user,
+};
 
 use crate::global::global;
 use crate::hook::{Exit, Hook, programs, programs_in_turns};
@@ -142,6 +146,7 @@ fn received(ctx: &impl Exit, shape: Shape, flags: u64) -> u32 {
     // SAFETY: it is a map value.
     let (epoch, slot) = unsafe { ((*target).epoch, (*target).slot) };
     let mut walk = walks::JOIN;
+    let mut passed = 0;
     // SAFETY: it is a map value; one connection's receives don't overlap, and it is written through cells.
     if let Some(a) = ANSWERS.get_ptr(key).map(|a| unsafe { &*a })
         && a.epoch == epoch
@@ -153,6 +158,21 @@ fn received(ctx: &impl Exit, shape: Shape, flags: u64) -> u32 {
         if c.phase.get() == phase::SKIP && a.keep.get() == 0 && count > received {
             c.count.set(count - received);
             return 0;
+        }
+        if let Shape::Buffer = shape
+            && a.keep.get() == 0
+        {
+            passed = bulk::pass(
+                c,
+                &Buffer {
+                    address,
+                    answers: a,
+                },
+                received,
+            );
+            if passed == received {
+                return 0;
+            }
         }
         walk = walks::ANSWER;
     } else if received < HEAD {
@@ -174,7 +194,7 @@ fn received(ctx: &impl Exit, shape: Shape, flags: u64) -> u32 {
     r.ended_count.set(0);
     r.bytes.is_there();
     match shape {
-        Shape::Buffer => r.bytes.buffer(address, received),
+        Shape::Buffer => r.bytes.buffer(address + passed as u64, received - passed),
         _ => {
             let Ok((iovecs, count)) = shape.vector(&r.bytes, address, count) else {
                 return 0;
@@ -184,6 +204,28 @@ fn received(ctx: &impl Exit, shape: Shape, flags: u64) -> u32 {
     }
     ctx.go_on(walk);
     0
+}
+
+/// What a connection that is followed receives in one buffer.
+struct Buffer<'a> {
+    address: u64,
+    answers: &'a Answers,
+}
+
+impl Ahead for Buffer<'_> {
+    #[inline(always)]
+    fn read(&self, at: u64, header: &mut Header) -> bool {
+        let place = self.address + at;
+        // SAFETY: there is room for that many octets; the helper checks the source itself.
+        unsafe { bpf_probe_read_user(header.octets().cast(), HEAD, place as *const _) == 0 }
+    }
+
+    /// Nobody waits for it for whom [`begin_to_keep`] would do nothing.
+    #[inline(always)]
+    fn is_awaited(&self, stream: u32) -> bool {
+        let a = self.answers;
+        a.waiting.get() != 0 || is_quiet(a, stream) || asked(a, stream).key.get() as u32 == stream
+    }
 }
 
 /// The scratch of the hook that this program continues.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
+use agent_common::abi::answers::Code;
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, PENDING, Scrape, binary};
 use pendguard_tests::peers::locate;
@@ -11,6 +12,7 @@ use pendguard_tests::peers::{
     Client, ClientKind, ClientOptions, Source, SourceKind, SourceOptions,
 };
 use pendguard_tests::protocol::Method;
+use pendguard_tests::raw::Raw;
 use pendguard_tests::replica::{Replica, client_options, source_options};
 use pendguard_tests::scale::{Scale, amount};
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
@@ -156,6 +158,47 @@ async fn every_server_s_answers_are_understood() -> Result<()> {
             "{source}: {called:?}, {scrape:?}"
         );
     }
+    Ok(())
+}
+
+/// Between and within answers another call has messages, which are passed without being looked at, wherever receives end.
+#[tokio::test]
+async fn answers_between_messages() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("between", "1");
+    let mut raw = Raw::start(pod.numa()).await?;
+    let rounds: u64 = amount(30, 5);
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    let mut all = 0;
+    for seed in 0..amount(5, 1) {
+        for call in ["read", "readv", "recvfrom", "recvmsg"] {
+            let value: u64 = raw
+                .run(&format!("interleave {call} {rounds} {seed}"))
+                .await?
+                .parse()?;
+            // Each of gRPC's statuses, no status, a reset; and the number's.
+            let ways = Code::ALL.into_iter().filter(|&code| code <= Code::Reset);
+            for code in ways.chain([Code::Unknown]) {
+                *expected.entry(code.name().to_owned()).or_default() += rounds;
+            }
+            *expected.entry(Code::Ok.name().to_owned()).or_default() += 1;
+            all += 19 * rounds + 1;
+            let scrape = agent
+                .until("every call has ended", |scrape| {
+                    scrape.timed("between", 1, PENDING).values().sum::<u64>() >= all
+                })
+                .await?;
+            ensure!(
+                scrape.timed("between", 1, PENDING) == expected,
+                "{call}, {seed}: {scrape:?}"
+            );
+            let pending = scrape.sum("pendguard_source_pending", &[("workload", "between")]);
+            ensure!(pending == Some(value), "{call}, {seed}: {scrape:?}");
+            let unparsed = scrape.unparsed();
+            ensure!(unparsed.is_empty(), "{call}, {seed}: {unparsed:?}");
+        }
+    }
+    raw.end().await?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 //! | [`frame`] | frame types, flags, and which frame headers a client may send |
 //! | [`walk`] | the streaming state machine: [`walk::step`] passes one token of the byte stream |
 //! | [`track`] | one *send* of a connection: begins, joins, ends, and what is kept of it |
+//! | [`bulk`] | DATA frames of a server, several in a receive, passed together |
 //! | [`edit`] | the same walk for an enforcer: it overwrites the path of a call that is rejected |
 //! | [`journal`] | what an enforcer has overwritten in a send that may be sent in part |
 //! | [`paths`] | the watched paths, as a table that compares one byte of a string with all of them at once |
@@ -27,6 +28,7 @@
 //! It never guesses. What can't be followed ends in [`walk::Outcome::Fault`] with a [`walk::Fault`], or in the class
 //! [`walk::UNRESOLVED`].
 
+pub mod bulk;
 pub mod edit;
 pub mod frame;
 pub mod huffman;

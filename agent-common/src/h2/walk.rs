@@ -4,6 +4,8 @@
 //! of bytes that need not be looked at. A step may stop after any octet, so a stream may be cut anywhere.
 //! All state that outlives a step is in [`Conn`], in memory (see [`crate::vol`]).
 
+use core::mem::offset_of;
+
 use super::frame::{HEAD, Head, PREFACE, flag, kind};
 use super::learn::{CANDIDATES, Known, LEARNED, PSEUDO};
 use super::paths::{MAX_PATHS, Paths};
@@ -290,6 +292,20 @@ impl Conn {
         self.phase.get() == phase::HEAD && self.count.get() == 0 && self.open_block.get() == 0
     }
 
+    /// Whether what is looked at next is a frame's header, outside a header block, [`Conn::count`] octets ahead.
+    #[inline(always)]
+    pub(super) fn before_border(&self) -> bool {
+        let phase = self.phase.get();
+        let skips = phase == phase::SKIP && self.then.get() == phase::HEAD;
+        self.open_block.get() == 0 && (skips || phase == phase::HEAD && self.count.get() == 0)
+    }
+
+    /// The next frame begins `n` octets ahead.
+    #[inline(always)]
+    pub(super) fn skip_to_border(&self, n: u32) {
+        skip(self, n, phase::HEAD);
+    }
+
     /// Where in the value of a `:path` that may still be a watched one the next octet stands.
     #[inline(always)]
     pub(super) fn in_candidate(&self) -> Option<u32> {
@@ -461,6 +477,28 @@ impl Conn {
         Ok(())
     }
 
+    /// Whether both go on alike, whatever comes: for tests and fuzzing.
+    #[doc(hidden)]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let octets = |c: &Self| {
+            // SAFETY: it is made of cells of integers alone.
+            let mut octets: [u8; size_of::<Self>()] = unsafe { core::mem::transmute_copy(c) };
+            let phase = c.phase.get();
+            // What is out of use: where the last skip led, and the header of a frame that is over.
+            if phase != phase::SKIP {
+                octets[offset_of!(Self, then)..][..4].fill(0);
+            }
+            let had = if phase == phase::HEAD {
+                c.count.get()
+            } else {
+                0
+            };
+            octets[offset_of!(Self, head)..][..16][had as usize..].fill(0);
+            octets
+        };
+        octets(self) == octets(other)
+    }
+
     /// Back to the border between two frames, with an unknown dynamic table.
     #[inline(always)]
     pub fn restart(&self) {
@@ -578,9 +616,7 @@ fn head<S: Source, P: Paths>(c: &Conn, s: &S, strict: bool) -> Outcome {
     }
     if h.kind != kind::HEADERS && h.kind != kind::CONTINUATION {
         if P::SERVER && h.kind == kind::DATA {
-            c.flags.set(h.flags);
-            c.stream.set(h.stream());
-            skip(c, h.len, phase::HEAD);
+            data(c, h.flags, h.stream(), h.len);
             return Outcome::Data;
         }
         // Most frames end in the piece in which they begin.
@@ -594,6 +630,14 @@ fn head<S: Source, P: Paths>(c: &Conn, s: &S, strict: bool) -> Outcome {
         return Outcome::Continue;
     }
     frame::<P>(c, &h)
+}
+
+/// Goes on behind the header of a server's DATA frame, of whose payload `left` octets are still to be passed.
+#[inline(always)]
+pub(super) fn data(c: &Conn, flags: u32, stream: u32, left: u32) {
+    c.flags.set(flags);
+    c.stream.set(stream);
+    skip(c, left, phase::HEAD);
 }
 
 /// Goes on behind the header of a HEADERS or CONTINUATION frame.

@@ -3,6 +3,7 @@
 #[path = "../reference/mod.rs"]
 mod reference;
 
+mod bulk;
 mod captures;
 mod edits;
 mod late;

@@ -344,6 +344,7 @@ class Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
+        ("reserved", ctypes.c_int),
         ("sent", ctypes.c_uint),
     ]
 
@@ -355,8 +356,94 @@ def sendmmsg(fd, data):
     message = Message(vectors=ctypes.pointer(vector), count=1)
     if LIBC.sendmmsg(fd, ctypes.byref(message), 1, 0) != 1:
         raise OSError(ctypes.get_errno(), "sendmmsg")
-    sent[fd].extend(data[: message.sent])
+    sent.setdefault(fd, bytearray()).extend(data[: message.sent])
     return message.sent
+
+
+def messages(random_, most):
+    """A few frames of another call, on stream 1: DATA of all sizes, and seldom another frame that ends nothing."""
+    # Payload that would itself be frames: ends of calls.
+    payload = (frame(3, 0, 3, bytes(4)) + frame(0, 1, 5, b"")) * 1000
+    frames = []
+    for _ in range(random_.randrange(most)):
+        kind = random_.randrange(20)
+        if kind == 0:
+            padding = random_.randrange(256)
+            frames.append(frame(0, 8, 1, bytes([padding]) + payload[: random_.randrange(50)] + bytes(padding)))
+        elif kind == 1:
+            frames.append(frame(8, 0, random_.choice([0, 1]), bytes([0, 0, 16, 0])))
+        elif kind == 2:
+            frames.append(frame(6, 0, 0, bytes(8)))
+        else:
+            length = random_.choice([0, 1, 8, 9, 10, 100, 1050, random_.randrange(300), 16384])
+            frames.append(frame(0, 0, 1, payload[:length]))
+    return b"".join(frames)
+
+
+def ending(stream, how, value):
+    """The frames of an answer to PendingFn: with the status `how`, or, above gRPC's 16, without one."""
+    headers = frame(1, 4, stream, b"\x88")
+    if how == 17:
+        return [headers, frame(0, 1, stream, b"")]
+    if how == 18:
+        return [headers, frame(3, 0, stream, bytes(4))]
+    status = str(how).encode()
+    trailers = frame(1, 5, stream, b"\x00\x0bgrpc-status" + bytes([len(status)]) + status)
+    if how != 0:
+        return [headers, trailers]
+    number = bytes([value & 127 | 128, value >> 7 & 127 | 128, value >> 14])
+    message = bytes([0, 0, 0, 0, 6, 0x0A, 4, 8]) + number
+    return [headers, frame(0, 0, stream, message[:4]), frame(0, 0, stream, message[4:]), trailers]
+
+
+def receive(connection, call, size):
+    """One system call; returns how many bytes there were."""
+    if call == "read":
+        return len(os.read(connection.fileno(), size))
+    if call == "recvfrom":
+        return len(connection.recv(size))
+    buffers = [bytearray(size // 2), bytearray(size - size // 2)]
+    if call == "readv":
+        return os.readv(connection.fileno(), buffers)
+    return connection.recvmsg_into(buffers)[0]
+
+
+def interleave(call, rounds, seed):
+    """On a connection of its own, calls of PendingFn that end in each way `rounds` times, and once more with a number, which it returns.
+    Between them and within their answers another call has messages, and the client receives as few octets at once as comes."""
+    random_ = random.Random(seed)
+    ours, theirs = connected()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    waiting = 0
+
+    def say(data):
+        # What a server sends isn't of interest.
+        return sendmmsg(theirs.fileno(), data) if data else 0
+
+    def hear(left):
+        nonlocal waiting
+        while waiting > left:
+            most = random_.choice([12, 300, 4096, 65536])
+            waiting -= receive(ours, call, random_.randrange(1, most))
+
+    os.write(ours.fileno(), PREFACE + frame(4, 0, 0, b""))
+    waiting += say(frame(4, 0, 0, b""))
+    os.write(ours.fileno(), frame(1, 4, 1, b"\x83\x86\x84"))
+    waiting += say(frame(1, 4, 1, b"\x88"))
+    value = 1 << 20
+    for i in range(19 * rounds + 1):
+        waiting += say(messages(random_, 8))
+        hear(random_.randrange(2000))
+        stream, value = 3 + 2 * i, value + 1
+        os.write(ours.fileno(), request(stream))
+        theirs.recv(1 << 16)
+        for part in ending(stream, i % 19, value):
+            waiting += say(part + messages(random_, 3))
+        hear(random_.randrange(2000))
+    hear(0)
+    ours.close()
+    theirs.close()
+    return value
 
 
 def stat():
@@ -475,6 +562,8 @@ def execute(words):
         return free()
     if command == "unseen":  # unseen FD STREAM: one request, by a system call that no hook is on
         return sendmmsg(int(rest[0]), request(int(rest[1])))
+    if command == "interleave":  # interleave CALL ROUNDS SEED: `interleave`
+        return interleave(rest[0], int(rest[1]), int(rest[2]))
     if command == "environ":  # environ NAME VALUE: `environ`
         return environ(rest[0], rest[1])
     if command == "endless":  # endless MEBIBYTES: `endless`
