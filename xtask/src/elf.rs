@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use object::build::elf::{Builder, SectionData};
 use object::elf::{self, FileHeader64};
 use object::read::elf::{ElfFile64, ProgramHeader as _};
 use object::{Architecture, Endianness, Object as _, ObjectSection as _, ObjectSymbol as _};
@@ -18,10 +19,11 @@ const SHARED_FUNCTIONS: &str = ".text";
 /// The programs in the BPF object at `path`; an error if it isn't one that the kernel could load.
 pub fn bpf_programs(path: &Path) -> Result<Vec<String>> {
     let data = fs::read(path).with_context(|| path.display().to_string())?;
-    programs_in(&data).with_context(|| path.display().to_string())
+    bpf_programs_in(&data).with_context(|| path.display().to_string())
 }
 
-fn programs_in(data: &[u8]) -> Result<Vec<String>> {
+/// The same of an object in memory.
+pub fn bpf_programs_in(data: &[u8]) -> Result<Vec<String>> {
     let object = ElfFile64::<Endianness>::parse(data).context("not an ELF object")?;
     ensure!(
         object.architecture() == Architecture::Bpf,
@@ -50,6 +52,30 @@ fn programs_in(data: &[u8]) -> Result<Vec<String>> {
     }
     ensure!(!programs.is_empty(), "no program in it");
     Ok(programs)
+}
+
+/// The BPF object without debug information, which is most of it: the kernel and the loader read types and lines from the sections `.BTF`
+/// and `.BTF.ext`.
+pub fn without_debug_information(data: &[u8]) -> Result<Vec<u8>> {
+    let mut object = Builder::read(data).context("not an ELF object")?;
+    for section in &mut object.sections {
+        let name = section.name.as_slice();
+        section.delete = [".debug", ".rel.debug"]
+            .iter()
+            .any(|begin| name.starts_with(begin.as_bytes()));
+    }
+    // Symbols and relocations that name what is gone.
+    object.delete_orphans();
+    // LLVM keeps the names of sections with those of symbols, and the builder doesn't.
+    let names = object.sections.add();
+    names.name = b".shstrtab"[..].into();
+    names.sh_type = elf::SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    let mut shorter = Vec::new();
+    object
+        .write(&mut shorter)
+        .context("writing the object without debug information")?;
+    Ok(shorter)
 }
 
 /// An error if the program at `path` needs anything of the machine that it is started on.

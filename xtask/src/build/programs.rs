@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::elf;
 use crate::process;
@@ -37,7 +37,13 @@ pub fn programs(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<()> {
         );
     }
     let object = workspace.bpf_object();
-    install(&built, &object)?;
+    let whole = fs::read(&built).with_context(|| built.display().to_string())?;
+    let shipped = elf::without_debug_information(&whole)?;
+    ensure!(
+        elf::bpf_programs_in(&shipped)? == programs,
+        "a program is missing without debug information"
+    );
+    install(&shipped, &object)?;
     eprintln!(
         "build: {}: {} programs: {}",
         workspace.display(&object),
@@ -58,6 +64,7 @@ pub fn test_objects(workspace: &Workspace, toolchain: &BpfToolchain) -> Result<(
         (FLOOR, workspace.bpf_floor()),
     ] {
         let built = toolchain.compiler.output(&workspace.target("bpf"), name);
+        let built = fs::read(&built).with_context(|| built.display().to_string())?;
         install(&built, &object)?;
     }
     Ok(())
@@ -87,9 +94,8 @@ pub fn for_agent_ebpf(workspace: &Workspace, toolchain: &BpfToolchain, cargo: &m
         );
 }
 
-/// Copies `built` to `object` unless that is what is there: a newer file would have the agent built anew.
-fn install(built: &Path, object: &Path) -> Result<()> {
-    let new = fs::read(built).with_context(|| built.display().to_string())?;
+/// Writes `new` to `object` unless that is what is there: a newer file would have the agent built anew.
+fn install(new: &[u8], object: &Path) -> Result<()> {
     if fs::read(object).is_ok_and(|old| old == new) {
         return Ok(());
     }
