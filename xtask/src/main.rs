@@ -69,7 +69,7 @@ enum Verb {
     },
     /// Measure what the agent costs (needs root)
     Bench {
-        /// `tap`, `calls`, `read`, `scale`, `peers` or `all` (less than 45 minutes; `--no-peers`), or `report`, which measures nothing;
+        /// `tap`, `calls`, `read`, `scale`, `peers`, `profile` or `all` (less than 45 minutes; `--no-peers`), or `report`, which measures nothing;
         /// `--quick`, `--json FILE`, `--report FILE` (Markdown), `--pictures DIR`, `--with FILE` (an earlier run's --json)
         #[arg(
             trailing_var_arg = true,

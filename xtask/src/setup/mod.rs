@@ -161,7 +161,13 @@ impl<'a> Setup<'a> {
     /// What the benchmarks compare with: nginx, HAProxy and Envoy.
     pub fn for_bench(&self) -> Result<()> {
         let (workspace, apt) = (self.workspace, self.apt.as_ref());
-        let mut progress = Progress::start("setup", 3);
+        let mut progress = Progress::start("setup", 4);
+        let profiler = Packages {
+            name: "perf",
+            wanted: vec![Package::new("linux-perf", Probe::Program("perf"))],
+            apt,
+        };
+        ensure(workspace, &mut progress, &profiler)?;
         let proxies = FindProxies { workspace, apt };
         ensure(workspace, &mut progress, &proxies)?;
         let language = Packages {

@@ -7,6 +7,7 @@
 //! | [`proxies`] | what else can stand between the two |
 //! | [`rounds`] | modes side by side, in rounds |
 //! | [`scale`] | the agent on a node that grows |
+//! | [`profile`] | where the time goes that an audit takes |
 //! | [`report`] | JSON, Markdown and pictures |
 //!
 //! docs/performance.md has the method and a run's figures.
@@ -16,6 +17,7 @@
 mod cpu;
 mod floor;
 mod load;
+mod profile;
 mod progress;
 mod proxies;
 mod report;
@@ -57,6 +59,8 @@ enum Verb {
     Scale(Options),
     /// Calls and reading through a byte relay, a hyper proxy, Envoy, nginx and HAProxy
     Peers(Options),
+    /// Where the time goes that an audit takes while Read is at saturation, function by function: by `perf`
+    Profile(Options),
     /// All of it, in less than 45 minutes
     All(Options),
     /// Reading with and without the agent, where `cargo xtask vm --count-instructions` runs it: its nanoseconds are instructions
@@ -137,6 +141,7 @@ fn main() -> ExitCode {
         Verb::Read(options) => run("read", &options),
         Verb::Scale(options) => run("scale", &options),
         Verb::Peers(options) => run("peers", &options),
+        Verb::Profile(options) => run("profile", &options),
         Verb::All(options) => run("all", &options),
         Verb::Instructions(options) => run("instructions", &options),
         Verb::Report(options) => run("report", &options),
@@ -220,7 +225,8 @@ async fn measure(what: &str, options: &Options) -> Result<Report> {
     };
     let with_tap = ["tap", "all"].contains(&what);
     let with_scale = ["scale", "all"].contains(&what);
-    if modes.is_empty() && !with_tap && !with_scale {
+    let with_profile = ["profile", "all"].contains(&what);
+    if modes.is_empty() && !with_tap && !with_scale && !with_profile {
         return Ok(Report::default());
     }
     ensure!(
@@ -229,7 +235,12 @@ async fn measure(what: &str, options: &Options) -> Result<Report> {
     );
     let steps = rounds::count(&modes, of_rounds, quick)
         + if with_tap { tap::STEPS } else { 0 }
-        + if with_scale { scale::count(quick) } else { 0 };
+        + if with_scale { scale::count(quick) } else { 0 }
+        + if with_profile {
+            profile::count(quick)
+        } else {
+            0
+        };
     let bar = Progress::new(steps)?;
     let report = Report {
         machine: Some(Machine::this(quick)?),
@@ -241,6 +252,10 @@ async fn measure(what: &str, options: &Options) -> Result<Report> {
         scale: match with_scale {
             true => scale::run(quick, &bar).await?,
             false => Vec::new(),
+        },
+        profile: match with_profile {
+            true => Some(profile::run(quick, &bar).await?),
+            false => None,
         },
     };
     bar.end();

@@ -44,7 +44,31 @@ pub fn sections(report: &Report) -> Vec<Section> {
         section("programs", "The programs", programs(report)),
         section("tap", "System calls", tap_tables(report)),
         section("scale", "As the node grows", scale(report)),
+        section("profile", "Where the time goes", profile(report)),
     ]
+}
+
+/// Functions whose share grows by less aren't told apart from chance.
+const LEAST_SHARE: f64 = 0.1;
+
+fn profile(report: &Report) -> String {
+    let Some(profile) = &report.profile else {
+        return String::new();
+    };
+    let rows: Vec<_> = profile
+        .differences()
+        .into_iter()
+        .filter(|(_, bare, audit)| audit - bare >= LEAST_SHARE)
+        .map(|(name, bare, audit)| {
+            vec![
+                format!("`{name}`"),
+                number(bare, 2),
+                number(audit, 2),
+                number(audit - bare, 2),
+            ]
+        })
+        .collect();
+    table(&["function", "bare, %", "audit, %", "more"], &rows)
 }
 
 /// A document of nothing but these.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rounds::{Mode, Sample};
 use crate::scale::Point;
-use crate::{proxies, tap};
+use crate::{profile, proxies, tap};
 
 pub use pictures::draw;
 
@@ -24,6 +24,8 @@ pub struct Report {
     pub samples: Vec<Sample>,
     pub tap: Option<tap::Report>,
     pub scale: Vec<Point>,
+    #[serde(default)]
+    pub profile: Option<profile::Report>,
 }
 
 /// On what.
@@ -94,6 +96,7 @@ impl Report {
             self.scale = later.scale;
         }
         self.tap = later.tap.or(self.tap.take());
+        self.profile = later.profile.or(self.profile.take());
         self.machine = later.machine.or(self.machine.take());
     }
 
