@@ -519,15 +519,19 @@ extern "C" fn quiet_step(r: *const Received, a: *const Answers) -> u32 {
     }
     match quiet::look(ANSWER - left, bytes) {
         Look::Same => passed(a, bytes, 1),
-        Look::Starved if bytes.left.get() > 1 && bytes.fill().is_ok() => {}
-        Look::Tag => {
+        Look::Starved if bytes.left.get() > 1 => {
+            if bytes.fill().is_err() {
+                a.keep.set(0);
+            }
+        }
+        Look::Tag | Look::Starved => {
             a.keep.set(0);
             if overwrite(bytes.at.get()).is_ok() {
                 a.quiet_of(a.conn.stream.get()).set(0);
             }
         }
         // It passes as it is, which is counted when it ends.
-        Look::Starved | Look::Other => a.keep.set(0),
+        Look::Other => a.keep.set(0),
     }
     NEXT
 }

@@ -2,17 +2,22 @@
 //! and for every client of which nothing is proven, it is rejected with UNIMPLEMENTED, and counted with the reason.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Scrape};
+use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::bpffs::BpfFs;
+use pendguard_tests::client::connect::Target;
 use pendguard_tests::enforcing::{JOIN_LIMIT, RATE, intact, rejections, rewrites};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, SourceKind};
 use pendguard_tests::protocol::{Called, Method, Tally};
 use pendguard_tests::replica::{Replica, client_options};
-use pendguard_tests::scale::calls;
-use pendguard_tests::wait::wait_for;
+use pendguard_tests::scale::{amount, calls};
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
 
 const QUIET: [&str; 4] = ["--mode", "enforce", "--answer", "quiet"];
 /// What PendingFn's answer says that has no result.
@@ -221,6 +226,49 @@ async fn c_core_falls_back() -> Result<()> {
 #[tokio::test]
 async fn node_falls_back() -> Result<()> {
     falls_back(ClientKind::GrpcJs, &["client", "unknown_client", "indexed"]).await
+}
+
+/// A source that hands over its answers an octet at a time: wherever a receive ends, the answer is edited.
+#[tokio::test]
+async fn receives_that_end_anywhere() -> Result<()> {
+    if !rewrites() {
+        println!("left out: the enforcer has no quiet answers");
+        return Ok(());
+    }
+    let bpffs = BpfFs::mount()?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("source.sock");
+    let mut source = Command::new("python3")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/raw/slow.py"))
+        .arg(&socket)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let out = source.stdout.take().context("no standard output")?;
+    let mut lines = BufReader::new(out).lines();
+    let said = within("slow.py listens", WAIT_LIMIT, lines.next_line()).await??;
+    ensure!(said.as_deref() == Some("listening"), "{said:?}");
+    let agent = Agent::start_at(&bpffs.pins(), &QUIET).await?;
+    let options = client_options(&Pod::mono_vertex("quiet-slow", "1"));
+    let target = Target::Unix(socket);
+    let mut client = Client::start(ClientKind::Tonic, &target, &options).await?;
+    until(&mut client, true).await?;
+    for (method, n, value) in [
+        (Method::PendingFn, amount(200, 40), ABSENT),
+        (Method::IsReady, 20, "true"),
+    ] {
+        let called = client.call(method, n).await?;
+        let expected = Tally::from([(value.to_owned(), n)]);
+        ensure!(
+            called.values == expected && called.errors.is_empty(),
+            "{called:?}"
+        );
+    }
+    let scrape = agent.scrape().await?;
+    ensure!(unedited(&scrape) == Some(0), "{scrape:?}");
+    agent.stop().await?;
+    Ok(())
 }
 
 async fn set(agent: &Agent, arguments: &[&str]) -> Result<()> {

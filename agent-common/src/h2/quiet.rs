@@ -116,7 +116,8 @@ pub enum Look {
     Same,
     /// The tag, and what follows is as it should be: the octet to overwrite.
     Tag,
-    /// The tag, but the octet behind it is needed, and can't be seen yet.
+    /// The tag, and the octet behind it can't be seen yet. Where this receive ends here, the tag is overwritten all the same: it is in the
+    /// client's hands before that octet comes. Of a message of this length with this tag, no other value makes a PendingResponse either.
     Starved,
     /// Another one: this isn't the answer that was expected.
     Other,
