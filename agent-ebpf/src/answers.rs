@@ -796,8 +796,8 @@ extern "C" fn answer_end(r: *const Received, a: *const Answers, i: u32) -> u32 {
         asked(a, stream).key.set(0);
         return NEXT;
     }
-    if e.key.get() == 0 && is_early(r, stream) {
-        // Its request is being sent still, by another thread. One of the two sees the other.
+    if e.key.get() == 0 {
+        // Another method's, or its request is still being accounted for, by another thread. One of the two sees the other.
         let early = &a.early[masked(UnderWay::place(stream), EARLY as u32 - 1) as usize];
         early.at.set(e.end.get());
         early.set(stream, code as u32);
@@ -835,16 +835,6 @@ fn learn(r: &Received, asked: &Asked) {
         walk::WATCHED + pending as u32 - 1,
         only_one(),
     );
-}
-
-/// Whether a stream's request has not been accounted for yet.
-#[inline(always)]
-fn is_early(r: &Received, stream: u32) -> bool {
-    // SAFETY: it is a map value.
-    match CONNECTIONS.get_ptr(r.key).map(|t| unsafe { &*t }) {
-        Some(t) => stream > t.conn.last_stream.get(),
-        None => true,
-    }
 }
 
 trait SetEarly {

@@ -17,8 +17,9 @@ pub const MAX_HISTOGRAMS: u32 = 2048;
 pub const CALL_BYTES: u32 = 1024 * 1024;
 /// Calls of watched methods that are timed at once on one connection; more are counted, not timed.
 pub const UNDER_WAY: usize = 32;
-/// Answers that may end before their request's send is accounted for, at once on one connection.
-pub const EARLY: usize = 4;
+/// Answers that may end before their requests are accounted for, at once on one connection: as many as can be timed. (A send may have them
+/// all, and the program that accounts for it may be preempted.)
+pub const EARLY: usize = UNDER_WAY;
 /// Calls at once on one connection whose method is to be learned from what is answered.
 pub const ASKED: usize = 4;
 /// Quiet calls ([`crate::h2::quiet`]) that are under way at once on one connection.

@@ -14,7 +14,7 @@ use crate::h2::walk::{Conn, Fault};
 use crate::vol::Vol;
 
 /// Version of these layouts.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Processes watched at once, candidates included.
 pub const MAX_TARGETS: u32 = 8192;
