@@ -6,7 +6,8 @@ mod cluster;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cluster::{ApiServer, Cluster, Place};
+use cluster::apiserver::{ApiServer, name};
+use cluster::{Cluster, Place};
 use pendguard_tests::agent::{Agent, Scrape};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::cgroups::PodCgroup;
@@ -55,7 +56,7 @@ impl Member {
     }
 
     fn delete(&self, server: &ApiServer) -> bool {
-        server.delete("pods", &self.replica.pod.name)
+        server.delete("pods", &name(&self.object))
     }
 }
 

@@ -3,12 +3,12 @@
 
 #[path = "../../../agent/tests/kube/apiserver.rs"]
 #[expect(dead_code, reason = "the agent's own tests use the rest")]
-mod apiserver;
+pub mod apiserver;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
-pub use apiserver::ApiServer;
+use apiserver::ApiServer;
 use pendguard_tests::agent::{Agent, Pod};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::cgroups::PodCgroup;
