@@ -50,6 +50,14 @@ impl Replica {
     /// As of [`Replica::start`].
     pub async fn start_with_backlog(workload: &str, number: u32, total: u64) -> Result<Self> {
         let pod = Pod::mono_vertex(workload, &number.to_string());
+        Self::start_in_with_backlog(pod, number, total).await
+    }
+
+    /// The same in that pod, whatever its environment says.
+    ///
+    /// # Errors
+    /// As of [`Replica::start`].
+    pub async fn start_in_with_backlog(pod: Pod, number: u32, total: u64) -> Result<Self> {
         let (client, source) = (ClientKind::Tonic, SourceKind::Rust);
         Self::start_as(pod, number, client, source, Some(total)).await
     }

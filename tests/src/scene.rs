@@ -16,7 +16,7 @@ use crate::wait::wait_for;
 /// Messages a second that each replica reads and acknowledges.
 const RATE: u64 = 100;
 /// Messages that each source has to begin with.
-const BACKLOG: u64 = 100_000;
+pub const BACKLOG: u64 = 100_000;
 
 /// How long the agent may take to load what enforcement needs.
 const SWITCH_LIMIT: Duration = Duration::from_secs(90);
@@ -51,14 +51,31 @@ impl Scene {
     /// Something doesn't start.
     pub async fn start(workloads: &[Workload], rules: &Path) -> Result<Self> {
         let bpffs = BpfFs::mount()?;
-        let accounting = Accounting::on()?;
         let agent = Agent::start_at(&bpffs.pins(), &[]).await?;
+        Self::around(agent, bpffs, workloads, rules, async |name, number| {
+            Replica::start_with_backlog(name, number, BACKLOG).await
+        })
+        .await
+    }
+
+    /// The same around an agent that runs already, with its pins in that file system; `start` starts a workload's replica of a number,
+    /// with messages ([`BACKLOG`]).
+    ///
+    /// # Errors
+    /// Something doesn't start.
+    pub async fn around(
+        agent: Agent,
+        bpffs: BpfFs,
+        workloads: &[Workload],
+        rules: &Path,
+        mut start: impl AsyncFnMut(&'static str, u32) -> Result<Replica>,
+    ) -> Result<Self> {
+        let accounting = Accounting::on()?;
         let prometheus = Prometheus::start(agent.metrics_address(), rules).await?;
         let mut replicas = Vec::new();
         for workload in workloads {
             for number in 0..workload.replicas {
-                let mut replica =
-                    Replica::start_with_backlog(workload.name, number, BACKLOG).await?;
+                let mut replica = start(workload.name, number).await?;
                 replica.client.background_on(RATE).await?;
                 replica.client.every(workload.every).await?;
                 replicas.push(replica);

@@ -1,16 +1,14 @@
 //! Discovery with the API server: real processes, in cgroups that are called as the kubelet calls them, and an API server that says what
 //! it is told to.
 
-#[path = "../../agent/tests/kube/apiserver.rs"]
-#[expect(dead_code, reason = "the agent's own tests use the rest")]
-mod apiserver;
+mod cluster;
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use apiserver::ApiServer;
-use pendguard_tests::agent::{Agent, Pod, Scrape};
+use anyhow::{Result, ensure};
+use cluster::apiserver::{ApiServer, name};
+use cluster::{Cluster, Place};
+use pendguard_tests::agent::{Agent, Scrape};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::cgroups::PodCgroup;
 use pendguard_tests::enforcing::{JOIN_LIMIT, all, until_admitted, until_rejected};
@@ -18,44 +16,12 @@ use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-const NODE: &str = "this-node";
+/// The tag of Numaflow's image in every pod.
+const VERSION: &str = "v1.4.5";
 const ANNOTATION: &str = "pendguard.io/mode";
 /// Calls of each kind.
 const CALLS: u64 = 20;
-
-/// An API server, and the kubeconfig by which an agent finds it.
-struct Cluster {
-    server: ApiServer,
-    directory: TempDir,
-}
-
-impl Cluster {
-    fn start() -> Result<Self> {
-        let server = ApiServer::start();
-        let directory = tempfile::tempdir()?;
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "k", "cluster": {"server": server.url()}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        });
-        std::fs::write(directory.path().join("config"), config.to_string())?;
-        Ok(Self { server, directory })
-    }
-
-    async fn agent(&self, bpffs: &BpfFs, arguments: &[&str]) -> Result<Agent> {
-        let config = self.directory.path().join("config");
-        let pins = bpffs.pins();
-        let env = [
-            ("KUBECONFIG", config.to_str().context("UTF-8")?),
-            ("NODE_NAME", NODE),
-            ("PENDGUARD_PIN_DIR", pins.to_str().context("UTF-8")?),
-        ];
-        Agent::start_with(&[&["--discover", "kube"], arguments].concat(), &env).await
-    }
-}
 
 /// A replica in a pod of its own, and what the API server has of it.
 struct Member {
@@ -67,31 +33,11 @@ struct Member {
 impl Member {
     /// A replica whose environment says that it is number `claimed`, in a pod that the API server has as number `number`.
     async fn start(workload: &str, number: u32, claimed: u32) -> Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let uid = format!(
-            "6d2b1a0c-5c3e-4f7a-{serial:04x}-{:012x}",
-            std::process::id()
-        );
-        let pod = Pod::mono_vertex(workload, &claimed.to_string());
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": pod.name, "namespace": "test", "uid": uid,
-                "labels": {
-                    "app.kubernetes.io/component": "mono-vertex",
-                    "app.kubernetes.io/part-of": "numaflow",
-                    "numaflow.numaproj.io/mono-vertex-name": workload,
-                },
-                "annotations": {"numaflow.numaproj.io/replica": number.to_string()},
-            },
-            "spec": {
-                "nodeName": NODE,
-                "containers": [{"name": "numa", "image": "quay.io/numaproj/numaflow:v1.4.5"}],
-                "initContainers": [{"name": "udsource", "image": "source:1", "restartPolicy": "Always"}],
-            },
-        });
-        let cgroup = PodCgroup::new(&uid)?;
+        let Place {
+            pod,
+            object,
+            cgroup,
+        } = Place::new(workload, number, claimed, VERSION)?;
         let replica = cgroup.within(Replica::start_in(pod, claimed)).await?;
         Ok(Self {
             replica,
@@ -110,7 +56,7 @@ impl Member {
     }
 
     fn delete(&self, server: &ApiServer) -> bool {
-        server.delete("pods", &apiserver::name(&self.object))
+        server.delete("pods", &name(&self.object))
     }
 }
 
@@ -146,7 +92,7 @@ fn info(scrape: &Scrape, pod: &str, replica: &str) -> Option<u64> {
     let labels = [
         ("pod", pod),
         ("replica", replica),
-        ("numaflow_version", "v1.4.5"),
+        ("numaflow_version", VERSION),
     ];
     scrape.sum("pendguard_replica_info", &labels)
 }

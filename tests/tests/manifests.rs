@@ -1,6 +1,7 @@
 //! The manifests in `deploy`: valid for Kubernetes, and exactly what the agent needs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::deployment::{
@@ -16,49 +17,55 @@ const KUBERNETES: [&str; 2] = ["1.30", "1.37"];
 /// Objects that Kubernetes itself doesn't know: of OpenShift, and of the Prometheus Operator.
 const OTHERS: [&str; 3] = ["SecurityContextConstraints", "PodMonitor", "PrometheusRule"];
 /// What enables the agent in each overlay: THREAT_MODEL.md, "Least privileges".
-const OVERLAYS: [(&str, &[&str]); 6] = [
+const OVERLAYS: [(&str, &[&str]); 8] = [
     ("audit", AUDIT),
     (
         "audit-debian",
         &["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"],
     ),
-    (
-        "enforce-gate",
-        &[
-            "BPF",
-            "PERFMON",
-            "SYS_PTRACE",
-            "DAC_READ_SEARCH",
-            "NET_ADMIN",
-        ],
-    ),
+    ("enforce-gate", GATE),
     (
         "enforce-gate-debian",
         &["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "NET_ADMIN"],
     ),
-    (
-        "enforce-rewrite",
-        &["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"],
-    ),
+    ("enforce-rewrite", REWRITE),
     ("openshift", AUDIT),
+    ("openshift-enforce-gate", GATE),
+    ("openshift-enforce-rewrite", REWRITE),
 ];
 const AUDIT: &[&str] = &["BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"];
+const GATE: &[&str] = &[
+    "BPF",
+    "PERFMON",
+    "SYS_PTRACE",
+    "DAC_READ_SEARCH",
+    "NET_ADMIN",
+];
+const REWRITE: &[&str] = &["SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
 /// Everything that can be applied.
-const ROOTS: [&str; 8] = [
+const ROOTS: [&str; 11] = [
     "kustomize/overlays/audit",
     "kustomize/overlays/audit-debian",
     "kustomize/overlays/enforce-gate",
     "kustomize/overlays/enforce-gate-debian",
     "kustomize/overlays/enforce-rewrite",
     "kustomize/overlays/openshift",
+    "kustomize/overlays/openshift-enforce-gate",
+    "kustomize/overlays/openshift-enforce-rewrite",
     "kustomize/monitoring",
     "kustomize/uninstall",
+    "kustomize/uninstall-openshift",
 ];
 /// What a client-side `kubectl apply` keeps of an object in an annotation, at most.
 const ANNOTATION: usize = 262_144;
 
 fn overlay(name: &str) -> String {
     format!("kustomize/overlays/{name}")
+}
+
+/// Whether an agent of that overlay can reject.
+fn enforces(overlay: &str) -> bool {
+    overlay.contains("enforce")
 }
 
 /// Each of these names has this value.
@@ -89,6 +96,15 @@ async fn kubernetes_takes_them() -> Result<()> {
                 .iter()
                 .map(|object| object["kind"].to_string()),
         );
+    }
+    // And what the docs have readers write.
+    let documented = directory.path().join("documented");
+    std::fs::write(&documented, prometheus_may_find_pods()?)?;
+    files.push(documented);
+    for (name, patch) in OWN {
+        let file = directory.path().join(name);
+        std::fs::write(&file, own(patch, "audit").await?)?;
+        files.push(file);
     }
     for version in KUBERNETES {
         let validate = target_directory().join("schemas/bin/kubernetes-validate");
@@ -149,9 +165,9 @@ async fn each_overlay_has_its_capabilities_and_no_more() -> Result<()> {
             pod,
             &json!({"hostPID": true, "hostNetwork": null, "hostIPC": null, "hostUsers": null, "enableServiceLinks": false}),
         )?;
-        let enforces = name.starts_with("enforce");
+        let enforces = enforces(name);
         let enforcer = match name {
-            "enforce-rewrite" => Some("rewrite"),
+            _ if name.ends_with("enforce-rewrite") => Some("rewrite"),
             _ if enforces => Some("gate"),
             _ => None,
         };
@@ -185,6 +201,9 @@ fn mounts(pod: &Value, agent: &Value, enforces: bool) -> Result<()> {
             );
             let writable = mount["readOnly"] != true;
             ensure!(writable == (place == "/sys/fs/bpf"), "{mount}");
+            // Where the node mounts its bpffs after the pod has started, the pod is to have that one, not the directory below it.
+            let propagation = writable.then_some("HostToContainer");
+            ensure!(mount["mountPropagation"].as_str() == propagation, "{mount}");
         }
         found.insert(place.to_owned());
     }
@@ -238,6 +257,20 @@ async fn nodes_are_watched_one_by_one_and_asked_whether_they_are_well() -> Resul
         ensure!(one["valueFrom"]["fieldRef"]["fieldPath"] == field, "{one}");
     }
     ensure!(pod["tolerations"] == json!([{"operator": "Exists"}]));
+    // On every node that has a kernel of its own, for which the image is.
+    let nodes = json!([
+        {"key": "kubernetes.io/os", "operator": "In", "values": ["linux"]},
+        {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]},
+        {"key": "eks.amazonaws.com/compute-type", "operator": "NotIn", "values": ["fargate"]},
+        {"key": "type", "operator": "NotIn", "values": ["virtual-kubelet"]},
+    ]);
+    ensure!(
+        pod["affinity"]
+            == json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                {"nodeSelectorTerms": [{"matchExpressions": nodes}]}}}),
+        "{}",
+        pod["affinity"]
+    );
     let class = only(&objects, "PriorityClass")?;
     ensure!(pod["priorityClassName"] == class["metadata"]["name"]);
     for name in ["agent", "seccomp"] {
@@ -263,7 +296,7 @@ async fn it_may_read_pods_and_namespaces_and_change_none() -> Result<()> {
             json!({"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]}),
         ];
         // Who rejects says so, where operators look.
-        let tells = name.starts_with("enforce");
+        let tells = enforces(name);
         if tells {
             rules.push(json!({"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}));
         }
@@ -309,26 +342,77 @@ async fn the_configuration_is_the_file() -> Result<()> {
     Ok(())
 }
 
+/// A block of docs/install.md by its first line, a comment.
+fn documented(name: &str) -> Result<String> {
+    let docs = std::fs::read_to_string(deploy("../docs/install.md"))?;
+    let (before, block) = docs
+        .split_once(&format!("# {name}\n"))
+        .with_context(|| format!("docs/install.md has no block \"{name}\""))?;
+    let indent = before.rsplit('\n').next().unwrap_or_default();
+    let (block, _) = block.split_once("```").context("an open end")?;
+    Ok(block
+        .lines()
+        .map(|line| line.strip_prefix(indent).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect())
+}
+
+/// Blocks that are added to an overlay of one's own.
+const OWN: [(&str, &str); 4] = [
+    (
+        "secret",
+        "my-pendguard/kustomization.yaml, besides: imagePullSecrets",
+    ),
+    (
+        "selinux",
+        "my-pendguard/kustomization.yaml, besides: seLinuxOptions",
+    ),
+    (
+        "cos",
+        "my-pendguard-cos/kustomization.yaml, besides: over overlays/audit",
+    ),
+    (
+        "ubuntu",
+        "my-pendguard-ubuntu/kustomization.yaml, besides: over overlays/audit-debian",
+    ),
+];
+/// The file that replaces the agents' configuration there.
+const OWN_FILE: &str = "mode = \"off\"\n";
+
+/// What kubectl makes of the docs' overlay of one's own, over that overlay of `deploy`, with another block of the docs behind it.
+async fn own(besides: &str, over: &str) -> Result<String> {
+    const PLACE: &str = "../pendguard/deploy/kustomize/overlays/audit\n";
+    let mut block = documented("my-pendguard/kustomization.yaml")?;
+    ensure!(block.contains(PLACE), "{block}");
+    if !besides.is_empty() {
+        block += &documented(besides)?;
+    }
+    let directory = tempfile::tempdir()?;
+    let place = directory.path().canonicalize()?;
+    let there = relative(&place, &deploy(&overlay(over)).canonicalize()?);
+    std::fs::write(
+        place.join("kustomization.yaml"),
+        block.replace(PLACE, &(there + "\n")),
+    )?;
+    std::fs::write(place.join("pendguard.toml"), OWN_FILE)?;
+    render_at(&place).await
+}
+
+/// kustomize takes relative paths only.
+fn relative(from: &Path, to: &Path) -> String {
+    let up = "../".repeat(from.components().count() - 1);
+    format!("{up}{}", to.display().to_string().trim_start_matches('/'))
+}
+
+async fn own_objects(besides: &str, over: &str) -> Result<Vec<Value>> {
+    Ok(serde_saphyr::from_multiple(&own(besides, over).await?)?)
+}
+
 /// What the docs tell users to write: their registry and their configuration, over an overlay that they leave as it is.
 #[tokio::test]
 async fn an_overlay_of_ones_own() -> Result<()> {
-    const NAME: &str = "# my-pendguard/kustomization.yaml\n";
-    const PLACE: &str = "../pendguard/deploy";
-    let docs = std::fs::read_to_string(deploy("../docs/install.md"))?;
-    let (_, block) = docs.split_once(NAME).context("no example")?;
-    let (block, _) = block.split_once("```").context("an open end")?;
-    ensure!(block.contains(PLACE), "{block}");
-    let directory = tempfile::tempdir()?;
-    let place = directory.path().canonicalize()?;
-    // kustomize takes relative paths only.
-    let up = "../".repeat(place.components().count() - 1);
-    let there = format!("{up}{}", deploy("").canonicalize()?.display());
-    let block = block.replace(PLACE, there.trim_end_matches('/'));
-    std::fs::write(place.join("kustomization.yaml"), block)?;
-    let file = "mode = \"off\"\n";
-    std::fs::write(place.join("pendguard.toml"), file)?;
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&render_at(&place).await?)?;
-    ensure!(only(&objects, "ConfigMap")?["data"] == json!({"pendguard.toml": file}));
+    let objects = own_objects("", "audit").await?;
+    ensure!(only(&objects, "ConfigMap")?["data"] == json!({"pendguard.toml": OWN_FILE}));
     let pod = pod_spec(&objects)?;
     for name in ["agent", "seccomp"] {
         let image = &container(pod, name)?["image"];
@@ -342,14 +426,124 @@ async fn an_overlay_of_ones_own() -> Result<()> {
     Ok(())
 }
 
+/// What the docs tell users to write besides, where it has to be.
+#[tokio::test]
+async fn what_is_patched_in_ones_own() -> Result<()> {
+    let [(_, secret), (_, selinux), ..] = OWN;
+    let objects = own_objects(secret, "audit").await?;
+    let pod = pod_spec(&objects)?;
+    ensure!(pod["imagePullSecrets"] == json!([{"name": "registry"}]));
+    let labels = json!({"seLinuxOptions": {"type": "spc_t"}});
+    let objects = own_objects(selinux, "audit").await?;
+    ensure!(pod_spec(&objects)?["securityContext"] == labels);
+    // The same block fits what uninstalls.
+    let directory = tempfile::tempdir()?;
+    let place = directory.path().canonicalize()?;
+    let there = relative(&place, &deploy("kustomize/uninstall").canonicalize()?);
+    let block = format!("resources: [{there}]\n{}", documented(selinux)?);
+    std::fs::write(place.join("kustomization.yaml"), block)?;
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&render_at(&place).await?)?;
+    ensure!(pod_spec(&objects)?["securityContext"] == labels);
+    Ok(())
+}
+
+/// Two overlays in one cluster: neither has anything of the other's but the namespace, takes its pods for its own, or runs on its nodes.
+#[tokio::test]
+async fn nodes_of_several_kinds() -> Result<()> {
+    let [.., (_, cos), (_, ubuntu)] = OWN;
+    let mut taken = BTreeSet::new();
+    let mut kinds = Vec::new();
+    for (name, block, over) in [("cos", cos, "audit"), ("ubuntu", ubuntu, "audit-debian")] {
+        let objects = own_objects(block, over).await?;
+        for object in &objects {
+            let (kind, called) = (&object["kind"], &object["metadata"]["name"]);
+            let namespace = &object["metadata"]["namespace"];
+            if kind == "Namespace" {
+                ensure!(called == "pendguard", "{object}");
+                continue;
+            }
+            ensure!(
+                namespace.is_null() || namespace == "pendguard",
+                "{namespace}"
+            );
+            ensure!(
+                taken.insert((kind.to_string(), called.to_string())),
+                "both have {kind} {called}"
+            );
+        }
+        let set = only(&objects, "DaemonSet")?;
+        ensure!(set["metadata"]["name"] == format!("pendguard-{name}"));
+        let selector = &set["spec"]["selector"]["matchLabels"];
+        ensure!(
+            *selector == json!({"app.kubernetes.io/name": "pendguard", "pendguard.io/nodes": name}),
+            "{selector}"
+        );
+        let template = &set["spec"]["template"];
+        ensure!(template["metadata"]["labels"] == *selector, "{template}");
+        let pod = pod_spec(&objects)?;
+        ensure!(pod["nodeSelector"] == json!({"pendguard.io/nodes": name}));
+        // What it refers to goes by the same new names.
+        ensure!(pod["serviceAccountName"] == only(&objects, "ServiceAccount")?["metadata"]["name"]);
+        ensure!(pod["priorityClassName"] == only(&objects, "PriorityClass")?["metadata"]["name"]);
+        let binding = only(&objects, "ClusterRoleBinding")?;
+        ensure!(binding["subjects"][0]["name"] == pod["serviceAccountName"]);
+        ensure!(binding["roleRef"]["name"] == only(&objects, "ClusterRole")?["metadata"]["name"]);
+        let map = only(&objects, "ConfigMap")?;
+        ensure!(map["data"] == json!({"pendguard.toml": OWN_FILE}));
+        let mut volumes = pod["volumes"].as_array().into_iter().flatten();
+        ensure!(
+            volumes.any(|volume| volume["configMap"]["name"] == map["metadata"]["name"]),
+            "{pod}"
+        );
+        kinds.push(added(container(pod, "agent")?));
+    }
+    ensure!(kinds[0] == AUDIT && kinds[1][0] == "SYS_ADMIN", "{kinds:?}");
+    Ok(())
+}
+
+fn prometheus_may_find_pods() -> Result<String> {
+    documented("my-prometheus-rbac.yaml")
+}
+
+/// A Prometheus that isn't the operator's may find the agents, and nothing else.
+#[tokio::test]
+async fn a_prometheus_of_ones_own() -> Result<()> {
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&prometheus_may_find_pods()?)?;
+    let role = only(&objects, "Role")?;
+    ensure!(
+        role["rules"]
+            == json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}])
+    );
+    let binding = only(&objects, "RoleBinding")?;
+    has(
+        &binding["roleRef"],
+        &json!({"kind": "Role", "name": role["metadata"]["name"]}),
+    )?;
+    let agents = objects_of_audit().await?;
+    let account = &only(&agents, "ServiceAccount")?["metadata"]["namespace"];
+    for object in [role, binding] {
+        ensure!(object["metadata"]["namespace"] == *account, "{object}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn openshift_lets_it_do_that_and_no_more() -> Result<()> {
-    let objects = objects(&overlay("openshift")).await?;
-    let scc = only(&objects, "SecurityContextConstraints")?;
-    let pod = pod_spec(&objects)?;
-    let agent = container(pod, "agent")?;
+    for (name, _) in OVERLAYS {
+        if name.starts_with("openshift") {
+            let objects = objects(&overlay(name)).await?;
+            admitted(&objects, "agent", "pendguard").with_context(|| name.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// The SecurityContextConstraints allow what the pods have, and no more, to their account alone: `name` in a namespace of that name.
+fn admitted(objects: &[Value], containers: &str, name: &str) -> Result<()> {
+    let scc = only(objects, "SecurityContextConstraints")?;
+    let pod = pod_spec(objects)?;
     ensure!(
-        strings(&scc["allowedCapabilities"]) == added(agent),
+        strings(&scc["allowedCapabilities"]) == added(container(pod, containers)?),
         "{scc}"
     );
     has(
@@ -360,19 +554,29 @@ async fn openshift_lets_it_do_that_and_no_more() -> Result<()> {
             "allowHostNetwork": false, "allowHostIPC": false, "allowHostPorts": false,
             "readOnlyRootFilesystem": true, "requiredDropCapabilities": ["ALL"],
             "seccompProfiles": ["localhost/pendguard.json", "runtime/default"],
-            "users": ["system:serviceaccount:pendguard:pendguard"],
+            "users": [format!("system:serviceaccount:{name}:{name}")],
         }),
     )?;
-    let volumes = strings(&scc["volumes"]);
+    let account = &only(objects, "ServiceAccount")?["metadata"];
+    has(account, &json!({"name": name, "namespace": name}))?;
+    ensure!(pod["serviceAccountName"] == name, "{pod}");
+    let mut needed: BTreeSet<String> = BTreeSet::new();
     for volume in pod["volumes"].as_array().into_iter().flatten() {
-        let kinds = volume.as_object().context("a volume")?;
-        for kind in kinds.keys().filter(|key| *key != "name") {
-            ensure!(volumes.contains(kind), "{kind} is not allowed: {volumes:?}");
-        }
+        let kinds = volume.as_object().context("a volume")?.keys();
+        needed.extend(kinds.filter(|key| *key != "name").cloned());
     }
+    // The token is mounted by the API server.
+    if pod["automountServiceAccountToken"] != false {
+        needed.insert("projected".to_owned());
+    }
+    let volumes = strings(&scc["volumes"]);
+    ensure!(
+        volumes.iter().cloned().collect::<BTreeSet<_>>() == needed,
+        "{volumes:?}, needed: {needed:?}"
+    );
     // container_t may look at no other container.
     ensure!(pod["securityContext"]["seLinuxOptions"]["type"] == "spc_t");
-    let annotations = &only(&objects, "DaemonSet")?["spec"]["template"]["metadata"]["annotations"];
+    let annotations = &only(objects, "DaemonSet")?["spec"]["template"]["metadata"]["annotations"];
     ensure!(annotations["openshift.io/required-scc"] == scc["metadata"]["name"]);
     Ok(())
 }
@@ -430,35 +634,55 @@ fn one_spaced(value: &Value) -> Value {
 /// As the agent, with less: it opens what is pinned and removes it.
 #[tokio::test]
 async fn uninstalling_takes_less() -> Result<()> {
-    let objects = objects("kustomize/uninstall").await?;
-    let pod = pod_spec(&objects)?;
-    ensure!(pod["automountServiceAccountToken"] == false);
-    ensure!(
-        pod["hostPID"] == true,
-        "threads are known by the host's numbers"
-    );
-    ensure!(pod["tolerations"] == json!([{"operator": "Exists"}]));
-    for (name, arguments) in [
-        ("detach", ["detach", "--wait"]),
-        ("stay", ["detach", "--stay"]),
-    ] {
-        let container = container(pod, name)?;
-        ensure!(strings(&container["args"]) == arguments);
-        ensure!(added(container) == ["BPF"], "{container}");
-        has(
-            &container["securityContext"],
-            &json!({
-                "runAsUser": 0, "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-                "seccompProfile": {"type": "Localhost", "localhostProfile": "pendguard.json"},
-            }),
-        )?;
-        ensure!(container["volumeMounts"][0]["mountPath"] == "/sys/fs/bpf");
-    }
     let agents = objects_of_audit().await?;
-    ensure!(
-        pod["affinity"] == pod_spec(&agents)?["affinity"],
-        "the same nodes"
-    );
+    for root in ["kustomize/uninstall", "kustomize/uninstall-openshift"] {
+        let objects = objects(root).await?;
+        let pod = pod_spec(&objects)?;
+        ensure!(pod["automountServiceAccountToken"] == false);
+        ensure!(
+            pod["hostPID"] == true,
+            "threads are known by the host's numbers"
+        );
+        ensure!(pod["tolerations"] == json!([{"operator": "Exists"}]));
+        for (name, arguments) in [
+            ("detach", ["detach", "--wait"]),
+            ("stay", ["detach", "--stay"]),
+        ] {
+            let container = container(pod, name)?;
+            ensure!(strings(&container["args"]) == arguments);
+            ensure!(added(container) == ["BPF"], "{container}");
+            has(
+                &container["securityContext"],
+                &json!({
+                    "runAsUser": 0, "privileged": false, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                    "seccompProfile": {"type": "Localhost", "localhostProfile": "pendguard.json"},
+                }),
+            )?;
+            has(
+                &container["volumeMounts"][0],
+                &json!({"mountPath": "/sys/fs/bpf", "mountPropagation": "HostToContainer"}),
+            )?;
+        }
+        ensure!(
+            pod["affinity"] == pod_spec(&agents)?["affinity"],
+            "the same nodes"
+        );
+    }
+    Ok(())
+}
+
+/// OpenShift lets nobody in without an account, and SELinux keeps `container_t` from the host's bpffs.
+#[tokio::test]
+async fn uninstalling_on_openshift() -> Result<()> {
+    let objects = objects("kustomize/uninstall-openshift").await?;
+    admitted(&objects, "detach", "pendguard-uninstall")?;
+    // Otherwise it is what others apply.
+    let others = self::objects("kustomize/uninstall").await?;
+    let (mut here, there) = (pod_spec(&objects)?.clone(), pod_spec(&others)?);
+    for field in ["serviceAccountName", "securityContext"] {
+        here.as_object_mut().context("an object")?.remove(field);
+    }
+    ensure!(here == *there, "{here}");
     Ok(())
 }
 

@@ -22,7 +22,7 @@ const WITH_IMAGE: [&str; 2] = [
 const IMAGE: &str = "image: pendguard:";
 
 /// What can be applied.
-const ROOTS: [&str; 9] = [
+const ROOTS: [&str; 12] = [
     "deploy",
     "deploy/kustomize/overlays/audit",
     "deploy/kustomize/overlays/audit-debian",
@@ -30,8 +30,11 @@ const ROOTS: [&str; 9] = [
     "deploy/kustomize/overlays/enforce-gate-debian",
     "deploy/kustomize/overlays/enforce-rewrite",
     "deploy/kustomize/overlays/openshift",
+    "deploy/kustomize/overlays/openshift-enforce-gate",
+    "deploy/kustomize/overlays/openshift-enforce-rewrite",
     "deploy/kustomize/monitoring",
     "deploy/kustomize/uninstall",
+    "deploy/kustomize/uninstall-openshift",
 ];
 
 /// Writes what is made from other files, or with `check` complains where it differs; then renders all of it.

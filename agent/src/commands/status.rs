@@ -169,12 +169,18 @@ struct Group<'a> {
     vertex: &'a str,
     kind: &'a str,
     mode: &'a str,
+    /// `None` where it is not known. While a workload is upgraded it has two.
+    numaflow: Option<&'a str>,
 }
 
 impl fmt::Display for Group<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = workload(self.namespace, self.workload, self.vertex);
-        write!(f, "{name} ({}), mode {}", self.kind, self.mode)
+        write!(f, "{name} ({}), mode {}", self.kind, self.mode)?;
+        match self.numaflow {
+            Some(version) => write!(f, ", Numaflow {}", clean(version)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -200,6 +206,7 @@ fn replicas(replicas: &[Replica], out: &mut String) -> fmt::Result {
             vertex: &replica.vertex,
             kind: replica.kind,
             mode: replica.mode,
+            numaflow: replica.numaflow_version.as_deref(),
         };
         groups.entry(group).or_default().push(replica);
     }
@@ -449,6 +456,50 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         assert_eq!(json["replicas"][1]["numaflow_version"], "v1.4.5");
         let unknown = &json["replicas"][0]["numaflow_version"];
         assert_eq!(unknown, &serde_json::Value::Null);
+    }
+
+    /// What readers of docs/install.md are told to expect.
+    #[test]
+    fn the_sample_of_the_docs() {
+        let mut snapshot = fake::empty();
+        let reason = "not tried, as nothing is enforced; `pendguard doctor` tries it";
+        snapshot.enforcer_reason = Some(reason.to_owned());
+        snapshot.kube = fake::watches();
+        snapshot.kube[1].synced = true;
+        for number in [0, 1] {
+            let mut replica = fake::replica(Number::Number(number), 24);
+            answered(&mut replica, Code::Ok, &[3_000, 3_200, 3_400, 5_600]);
+            replica.pending = Some(42);
+            replica.numaflow_version = Some("v1.4.5".to_owned());
+            snapshot.replicas.push(replica);
+        }
+        let text = rendered(snapshot);
+        let docs = include_str!("../../../docs/install.md");
+        assert!(docs.contains(&format!("```\n{text}```\n")), "{text}");
+    }
+
+    #[test]
+    fn versions_of_numaflow_are_told_apart() {
+        let mut snapshot = fake::three();
+        snapshot.replicas[0].numaflow_version = Some("v1.4.6".to_owned());
+        snapshot.replicas[1].numaflow_version = Some("v1.4.5\u{1b}".to_owned());
+        let text = rendered(snapshot);
+        let lines: Vec<_> = text.lines().collect();
+        let first = lines
+            .iter()
+            .position(|line| *line == "payments/orders (MonoVertex), mode audit");
+        let first = first.expect("the one without a version");
+        let starts = [
+            " unknown ",
+            "payments/orders (MonoVertex), mode audit, Numaflow v1.4.5\u{fffd}",
+            "       1 ",
+            "payments/orders (MonoVertex), mode audit, Numaflow v1.4.6",
+            "       0 ",
+        ];
+        let shown = &lines[first + 1..][..starts.len()];
+        for (line, start) in shown.iter().zip(starts) {
+            assert!(line.starts_with(start), "{start}: {text}");
+        }
     }
 
     #[test]
