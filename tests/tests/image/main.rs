@@ -2,6 +2,8 @@
 //!
 //! Not here: what the kubelet, the runtime's own seccomp profile, AppArmor and SELinux add or forbid.
 
+mod cluster;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
