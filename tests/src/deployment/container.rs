@@ -138,6 +138,8 @@ struct Bundle {
     id: String,
     runtime: PathBuf,
     tracefs: PathBuf,
+    /// What the runtime is told of the container's process.
+    process: Value,
 }
 
 impl Bundle {
@@ -146,18 +148,16 @@ impl Bundle {
         use std::sync::atomic::{AtomicU32, Ordering};
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let bundle = Self {
-            directory: tempfile::tempdir()?,
+        let directory = tempfile::tempdir()?;
+        let spec = specification(image, node, pod, name, directory.path())?;
+        fs::write(directory.path().join("config.json"), spec.to_string())?;
+        Ok(Self {
+            directory,
             id: format!("pendguard-{}-{serial}", std::process::id()),
             runtime: node.path("runtime"),
             tracefs: node.path("tracefs"),
-        };
-        let spec = specification(image, node, pod, name, bundle.directory.path())?;
-        fs::write(
-            bundle.directory.path().join("config.json"),
-            spec.to_string(),
-        )?;
-        Ok(bundle)
+            process: spec["process"].clone(),
+        })
     }
 
     fn crun(&self, verb: &str) -> std::process::Command {
@@ -180,6 +180,17 @@ impl Bundle {
             .arg(self.directory.path())
             .arg(&self.id);
         command
+    }
+
+    /// Another process in the running container: as containerd and CRI-O do for `kubectl exec`, with all that the container's own has.
+    fn exec(&self, words: &[&str]) -> Result<std::process::Command> {
+        let mut process = self.process.clone();
+        process["args"] = json!(words);
+        let path = self.directory.path().join("process.json");
+        fs::write(&path, process.to_string())?;
+        let mut command = self.crun("exec");
+        command.arg("--process").arg(path).arg(&self.id);
+        Ok(command)
     }
 }
 
@@ -376,5 +387,15 @@ impl Container {
             .with_context(|| format!("no {name}"))?
             .trim()
             .to_owned())
+    }
+
+    /// What `kubectl exec POD -- WORDS` runs, with its input closed. One at a time: the runtime reads what it is to run from a file.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn exec(&self, words: &[&str]) -> Result<Command> {
+        let mut command = Command::from(self.bundle.exec(words)?);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Ok(command)
     }
 }

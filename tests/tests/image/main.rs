@@ -3,6 +3,7 @@
 //! Not here: what the kubelet, the runtime's own seccomp profile, AppArmor and SELinux add or forbid.
 
 mod cluster;
+mod exec;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
