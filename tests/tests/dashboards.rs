@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use cluster::{Cluster, Place};
+use cluster::{Cluster, NODE};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::dashboard::{LABELS, fill_in, panels};
+use pendguard_tests::member::Place;
 use pendguard_tests::prometheus::{Prometheus, Series, promtool, rules};
 use pendguard_tests::promql::series;
 use pendguard_tests::replica::Replica;
@@ -60,7 +61,7 @@ async fn everything_that_is_asked_has_an_answer() -> Result<()> {
             pod,
             object,
             cgroup,
-        } = Place::new(name, number, number, VERSION)?;
+        } = Place::new(NODE, name, number, VERSION)?;
         cluster.server.put("pods", object);
         let started = Replica::start_in_with_backlog(pod, number, BACKLOG);
         let replica = cgroup.within(started).await?;

@@ -7,57 +7,33 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cluster::apiserver::{ApiServer, name};
-use cluster::{Cluster, Place};
-use pendguard_tests::agent::{Agent, Scrape};
+use cluster::{Cluster, NODE};
+use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::bpffs::BpfFs;
-use pendguard_tests::cgroups::PodCgroup;
 use pendguard_tests::enforcing::{JOIN_LIMIT, all, until_admitted, until_rejected};
+use pendguard_tests::member::{ANNOTATION, Member, VERSION, namespace};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// The tag of Numaflow's image in every pod.
-const VERSION: &str = "v1.4.5";
-const ANNOTATION: &str = "pendguard.io/mode";
 /// Calls of each kind.
 const CALLS: u64 = 20;
 
-/// A replica in a pod of its own, and what the API server has of it.
-struct Member {
-    replica: Replica,
-    object: Value,
-    _cgroup: PodCgroup,
+/// A replica whose environment says that it is number `claimed`, in a pod that the API server has as number `number`.
+async fn member(workload: &str, number: u32, claimed: u32) -> Result<Member> {
+    let pod = Pod::mono_vertex(workload, &claimed.to_string());
+    Member::start(NODE, workload, number, Replica::start_in(pod, claimed)).await
 }
 
-impl Member {
-    /// A replica whose environment says that it is number `claimed`, in a pod that the API server has as number `number`.
-    async fn start(workload: &str, number: u32, claimed: u32) -> Result<Self> {
-        let Place {
-            pod,
-            object,
-            cgroup,
-        } = Place::new(workload, number, claimed, VERSION)?;
-        let replica = cgroup.within(Replica::start_in(pod, claimed)).await?;
-        Ok(Self {
-            replica,
-            object,
-            _cgroup: cgroup,
-        })
-    }
+/// The API server has its pod, with that annotation.
+fn put(server: &ApiServer, member: &Member, mode: Option<&str>) {
+    server.put("pods", member.pod(mode));
+}
 
-    /// The API server has its pod, with that annotation.
-    fn put(&self, server: &ApiServer, mode: Option<&str>) {
-        let mut object = self.object.clone();
-        if let Some(mode) = mode {
-            object["metadata"]["annotations"][ANNOTATION] = json!(mode);
-        }
-        server.put("pods", object);
-    }
-
-    fn delete(&self, server: &ApiServer) -> bool {
-        server.delete("pods", &name(&self.object))
-    }
+/// It has it no more; false if it hadn't.
+fn delete(server: &ApiServer, member: &Member) -> bool {
+    server.delete("pods", &name(&member.pod(None)))
 }
 
 /// Waits until the agent has a warning in which all of this is said.
@@ -84,10 +60,6 @@ async fn until_mode(agent: &Agent, pod: &str, mode: &str) -> Result<()> {
     .await
 }
 
-fn namespace(mode: &str) -> Value {
-    json!({"metadata": {"name": "test", "annotations": {ANNOTATION: mode}}})
-}
-
 fn info(scrape: &Scrape, pod: &str, replica: &str) -> Option<u64> {
     let labels = [
         ("pod", pod),
@@ -103,15 +75,15 @@ async fn identity() -> Result<()> {
     let cluster = Cluster::start()?;
     let bpffs = BpfFs::mount()?;
     // One from before the agent, one from after.
-    let mut old = Member::start("kube-identity", 1, 1).await?;
-    old.put(&cluster.server, None);
+    let mut old = member("kube-identity", 1, 1).await?;
+    put(&cluster.server, &old, None);
     let agent = cluster.agent(&bpffs, &[]).await?;
     agent.until_watches(old.replica.client.pid()).await?;
-    let mut new = Member::start("kube-identity", 2, 2).await?;
-    new.put(&cluster.server, None);
-    let mut liar = Member::start("kube-identity", 3, 0).await?;
-    liar.put(&cluster.server, None);
-    let mut unknown = Member::start("kube-identity", 4, 4).await?;
+    let mut new = member("kube-identity", 2, 2).await?;
+    put(&cluster.server, &new, None);
+    let mut liar = member("kube-identity", 3, 0).await?;
+    put(&cluster.server, &liar, None);
+    let mut unknown = member("kube-identity", 4, 4).await?;
     until_warned(&agent, &[&liar.replica.pod.name, "replica: 3, not 0"]).await?;
     until_warned(&agent, &[&unknown.replica.pod.name, "no pod"]).await?;
     for member in [&mut old, &mut new, &mut liar, &mut unknown] {
@@ -146,39 +118,39 @@ async fn annotations() -> Result<()> {
     let cluster = Cluster::start()?;
     let server = &cluster.server;
     let bpffs = BpfFs::mount()?;
-    let mut zero = Member::start("kube-annotations", 0, 0).await?;
-    let mut one = Member::start("kube-annotations", 1, 1).await?;
-    let mut two = Member::start("kube-annotations", 2, 2).await?;
+    let mut zero = member("kube-annotations", 0, 0).await?;
+    let mut one = member("kube-annotations", 1, 1).await?;
+    let mut two = member("kube-annotations", 2, 2).await?;
     for member in [&zero, &one, &two] {
-        member.put(server, None);
+        put(server, member, None);
     }
     // Nothing of enforcement is configured, nor set up.
     let agent = cluster.agent(&bpffs, &["--mode", "audit"]).await?;
     until_mode(&agent, &one.replica.pod.name, "audit").await?;
-    zero.put(server, Some("enforce"));
-    one.put(server, Some("enforce"));
+    put(server, &zero, Some("enforce"));
+    put(server, &one, Some("enforce"));
     until_rejected(&mut one.replica).await?;
     all(&mut one.replica, CALLS, false).await?;
     for member in [&mut zero, &mut two] {
         all(&mut member.replica, CALLS, true).await?;
     }
     // The pod's own wins over the namespace's.
-    one.put(server, Some("audit"));
+    put(server, &one, Some("audit"));
     server.put("namespaces", namespace("enforce"));
     until_admitted(&mut one.replica, JOIN_LIMIT).await?;
     until_rejected(&mut two.replica).await?;
     // What is no mode is shown, and rejects nothing.
-    two.put(server, Some("yes"));
+    put(server, &two, Some("yes"));
     until_warned(&agent, &[&two.replica.pod.name, ANNOTATION, "yes"]).await?;
     until_admitted(&mut two.replica, JOIN_LIMIT).await?;
     all(&mut two.replica, CALLS, true).await?;
     // The pod is gone for the API server, and lives on.
-    two.put(server, None);
+    put(server, &two, None);
     until_rejected(&mut two.replica).await?;
-    ensure!(two.delete(server), "it was there");
+    ensure!(delete(server, &two), "it was there");
     until_admitted(&mut two.replica, JOIN_LIMIT).await?;
     // In an emergency, whatever anybody has written anywhere.
-    one.put(server, Some("enforce"));
+    put(server, &one, Some("enforce"));
     until_rejected(&mut one.replica).await?;
     let off = agent.command(&["mode", "off"]).await?;
     ensure!(off.status.success(), "{off:?}");
@@ -192,8 +164,8 @@ async fn annotations() -> Result<()> {
 async fn the_api_server_away() -> Result<()> {
     let mut cluster = Cluster::start()?;
     let bpffs = BpfFs::mount()?;
-    let mut one = Member::start("kube-away", 1, 1).await?;
-    one.put(&cluster.server, None);
+    let mut one = member("kube-away", 1, 1).await?;
+    put(&cluster.server, &one, None);
     cluster.server.down();
     let agent = cluster.agent(&bpffs, &["--mode", "enforce"]).await?;
     until_warned(&agent, &["pods", "unreachable", "/proc"]).await?;
@@ -204,8 +176,8 @@ async fn the_api_server_away() -> Result<()> {
     cluster.server.down();
     until_warned(&agent, &["pods", "unreachable"]).await?;
     all(&mut one.replica, CALLS, false).await?;
-    let mut two = Member::start("kube-away", 2, 2).await?;
-    two.put(&cluster.server, None);
+    let mut two = member("kube-away", 2, 2).await?;
+    put(&cluster.server, &two, None);
     until_mode(&agent, &two.replica.pod.name, "audit").await?;
     all(&mut two.replica, CALLS, true).await?;
     // The next agent knows nothing yet, and takes nothing back.

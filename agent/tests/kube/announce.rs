@@ -148,6 +148,8 @@ async fn a_pod_is_told_once_that_its_calls_are_rejected() {
         names,
         [1, 2, 3].map(|number| format!("\"orders-mv-{number}-abcde\""))
     );
+    // It did tell, and the API server knew.
+    assert_eq!(server.known_events(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

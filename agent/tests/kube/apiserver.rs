@@ -46,12 +46,32 @@ pub struct Faults {
     pub next_piece_is_gone: bool,
     /// A watch breaks within its next event, so many octets from the beginning.
     pub cut: Option<usize>,
+    /// A watch stops within its next event, so many octets from the beginning, and doesn't end.
+    pub stall: Option<usize>,
+    /// Lists stop after so many octets, and don't end.
+    pub stalled_lists: Option<usize>,
+    /// A watch's next event is an error with this status, and the last.
+    pub error: Option<StatusCode>,
     /// An answer comes in chunks of so many octets.
     pub chunk: Option<usize>,
     /// Lists are no JSON.
     pub garbage: bool,
     /// The token that is asked for.
     pub token: Option<String>,
+}
+
+impl Faults {
+    /// How a question about this resource is refused, if it is.
+    fn refuse(&self, resource: &str, headers: &HeaderMap) -> Option<StatusCode> {
+        let token = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|v| v.to_str().ok());
+        let token = token.and_then(|value| value.strip_prefix("Bearer "));
+        if self.token.is_some() && self.token.as_deref() != token {
+            return Some(StatusCode::UNAUTHORIZED);
+        }
+        self.refused.get(resource).copied()
+    }
 }
 
 /// A question that was put.
@@ -98,6 +118,8 @@ struct World {
     events: Vec<Value>,
     /// Events that were refused.
     refused_events: usize,
+    /// Events that were there already.
+    known_events: usize,
     /// Objects told, in lists and events.
     told: usize,
 }
@@ -130,6 +152,7 @@ impl ApiServer {
             asked: Vec::new(),
             events: Vec::new(),
             refused_events: 0,
+            known_events: 0,
             told: 0,
         };
         let mut server = Self {
@@ -183,7 +206,11 @@ impl ApiServer {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -277,6 +304,11 @@ impl ApiServer {
 
     pub fn refused_events(&self) -> usize {
         self.world().refused_events
+    }
+
+    /// How often an event was to be created that was there already.
+    pub fn known_events(&self) -> usize {
+        self.world().known_events
     }
 
     pub fn asked(&self) -> Vec<Asked> {
@@ -402,15 +434,7 @@ async fn answer(
     };
     let watches = query.contains_key("watch");
     let faults = shared.world.lock().unwrap().faults.clone();
-    let token = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok());
-    let token = token.and_then(|value| value.strip_prefix("Bearer "));
-    let refused = if faults.token.is_some() && faults.token.as_deref() != token {
-        Some(StatusCode::UNAUTHORIZED)
-    } else {
-        faults.refused.get(resource).copied()
-    };
+    let refused = faults.refuse(resource, &headers);
     let note = |status: u16| {
         let query = query.clone();
         shared.world.lock().unwrap().asked.push(Asked {
@@ -447,6 +471,9 @@ async fn answer(
         if faults.garbage {
             return (code, "<html>").into_response();
         }
+        if let Some(octets) = faults.stalled_lists {
+            return stalled(code, &value, octets);
+        }
         return answer_of(code, &value, faults.chunk);
     }
     let version = query
@@ -463,13 +490,16 @@ async fn answer(
     }
     note(200);
     let (send, events) = tokio::sync::mpsc::channel(4);
+    // From here on, before anything is looked at or answered: nothing is missed.
+    let changes = shared.version.subscribe();
+    let bookmarks = shared.bookmarks.subscribe();
+    let cuts = shared.cuts.subscribe();
     tokio::spawn(async move {
         let seconds = query.get("timeoutSeconds").and_then(|s| s.parse().ok());
         let watch = Watch {
-            // From here on, before anything is looked at: nothing is missed.
-            version: shared.version.subscribe(),
-            bookmarks: shared.bookmarks.subscribe(),
-            cuts: shared.cuts.subscribe(),
+            version: changes,
+            bookmarks,
+            cuts,
             shared: &shared,
             resource,
             selector,
@@ -489,6 +519,7 @@ async fn answer(
 async fn create_event(
     State(shared): State<Arc<Shared>>,
     Path(namespace): Path<String>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let Ok(event) = serde_json::from_slice::<Value>(&body) else {
@@ -496,7 +527,7 @@ async fn create_event(
     };
     let mut world = shared.world.lock().unwrap();
     let name = &event["metadata"]["name"];
-    let (code, value) = if let Some(code) = world.faults.refused.get("events").copied() {
+    let (code, value) = if let Some(code) = world.faults.refuse("events", &headers) {
         world.refused_events += 1;
         (code, status(code, "Refused", "events is refused", None))
     } else if event["metadata"]["namespace"] != namespace
@@ -509,6 +540,7 @@ async fn create_event(
         .iter()
         .any(|known| known["metadata"]["name"] == *name)
     {
+        world.known_events += 1;
         let code = StatusCode::CONFLICT;
         (code, status(code, "AlreadyExists", "it exists", None))
     } else {
@@ -533,6 +565,17 @@ fn answer_of(code: StatusCode, value: &Value, chunk: Option<usize>) -> Response 
                 return;
             }
         }
+    });
+    (code, Body::from_stream(ReceiverStream::new(chunks))).into_response()
+}
+
+/// The beginning of an answer, whose rest never comes.
+fn stalled(code: StatusCode, value: &Value, octets: usize) -> Response {
+    let begun = Bytes::copy_from_slice(&value.to_string().as_bytes()[..octets]);
+    let (send, chunks) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let _ = send.send(Ok::<_, Infallible>(begun)).await;
+        send.closed().await;
     });
     (code, Body::from_stream(ReceiverStream::new(chunks))).into_response()
 }
@@ -628,6 +671,11 @@ impl Watch<'_> {
                 return self.tell(&json!({"type": "ERROR", "object": gone()})).await;
             };
             for event in events {
+                let error = self.shared.world.lock().unwrap().faults.error.take();
+                if let Some(code) = error {
+                    let status = status(code, "Refused", "the watch is over", None);
+                    return self.tell(&json!({"type": "ERROR", "object": status})).await;
+                }
                 self.tell(&event).await?;
             }
             tokio::select! {
@@ -676,21 +724,28 @@ impl Watch<'_> {
 
     async fn tell(&self, event: &Value) -> Result<(), End> {
         let text = format!("{event}\n");
-        let (cut, chunk) = {
+        let (cut, stall, chunk) = {
             let mut world = self.shared.world.lock().unwrap();
-            (world.faults.cut.take(), world.faults.chunk)
+            let faults = &mut world.faults;
+            (faults.cut.take(), faults.stall.take(), faults.chunk)
         };
         let all = text.as_bytes();
-        let (told, breaks) = match cut {
-            Some(cut) => (&all[..cut.min(all.len() - 1)], true),
-            None => (all, false),
+        let told = match cut.or(stall) {
+            Some(octets) => &all[..octets.min(all.len() - 1)],
+            None => all,
         };
         for part in told.chunks(chunk.unwrap_or(usize::MAX)) {
             let part = Ok(Bytes::copy_from_slice(part));
             self.send.send(part).await.map_err(|_| End)?;
         }
-        if breaks {
+        if cut.is_some() {
             return self.broken().await;
+        }
+        if stall.is_some() {
+            // Not even when the watch's time is over.
+            let send = self.send.clone();
+            tokio::spawn(async move { send.closed().await });
+            return Err(End);
         }
         Ok(())
     }

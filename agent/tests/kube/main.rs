@@ -334,7 +334,11 @@ async fn a_list_comes_from_memory_first_and_then_in_pieces() {
     // What has happened meanwhile can't be told any more.
     server.delete("pods", "payments/orders-mv-0-abcde");
     server.cut_off_without_memory(&agent).await;
-    until("it is listed again", || agent.pods() == 249).await;
+    // It may have been told before it was cut off, too.
+    until("it is listed again", || {
+        agent.pods() == 249 && agent.synced() && lists(&server).len() > 1
+    })
+    .await;
     let pieces = &lists(&server)[1..];
     assert_eq!(pieces.len(), 3, "{pieces:?}");
     assert!(
@@ -567,6 +571,86 @@ async fn who_gets_no_answer_says_so_and_goes_on_when_it_comes() {
     .await;
     server.faults(|faults| faults.silent_watches = false);
     agent.until_synced().await;
+    assert!(agent.kube.warnings().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_stops_within_is_given_up_and_asked_for_again() {
+    let server = ApiServer::start();
+    server.put("pods", pod(1, NODE));
+    server.faults(|faults| faults.stalled_lists = Some(20));
+    let timing = Timing {
+        answer: Duration::from_millis(200),
+        ..timing()
+    };
+    let agent = Agent::start(&access(&server), timing);
+    until("both are given up", || {
+        ["pods", "namespaces"]
+            .iter()
+            .all(|resource| agent.errors(resource, "timeout") >= 2)
+    })
+    .await;
+    assert_eq!(agent.pods(), 0, "half a list is none");
+    assert!(!agent.kube.knowledge().is_known(Resource::Pods));
+    let warnings = agent.kube.warnings();
+    assert!(
+        warnings.iter().all(|w| w.contains("timeout")) && warnings.len() == 2,
+        "{warnings:?}"
+    );
+    server.faults(|faults| faults.stalled_lists = None);
+    agent.until_synced().await;
+    assert_eq!(agent.pods(), 1);
+    assert_eq!(agent.errors("pods", "malformed"), 0);
+    assert!(agent.kube.warnings().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_stops_within_an_event_is_given_up_and_goes_on_from_before_it() {
+    let server = ApiServer::start();
+    let timing = Timing {
+        watch: 1,
+        margin: Duration::from_millis(100),
+        ..timing()
+    };
+    let agent = Agent::start(&access(&server), timing);
+    agent.until_synced().await;
+    server.faults(|faults| faults.stall = Some(40));
+    server.put("pods", pod(1, NODE));
+    // Of the event that is told to nobody to its end nothing is known before the watch is begun again.
+    until("it is given up", || agent.errors("pods", "timeout") == 1).await;
+    until("the pod is told again", || {
+        agent.pods() == 1 && agent.synced()
+    })
+    .await;
+    assert_eq!(server.count("pods", false), 1, "it goes on where it was");
+    assert_eq!(agent.errors("pods", "malformed"), 0);
+    assert!(agent.kube.warnings().is_empty());
+}
+
+/// What the API server says within a watch counts like what it answers; only 410 takes away where the watch was.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_within_a_watch_ends_it_and_it_goes_on_from_before_it() {
+    let codes = [
+        (StatusCode::INTERNAL_SERVER_ERROR, "server"),
+        (StatusCode::GATEWAY_TIMEOUT, "server"),
+        (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        (StatusCode::FORBIDDEN, "forbidden"),
+    ];
+    let server = ApiServer::start();
+    let agent = Agent::of(&server);
+    agent.until_synced().await;
+    for (number, (code, reason)) in codes.into_iter().enumerate() {
+        let before = agent.errors("pods", reason);
+        server.faults(|faults| faults.error = Some(code));
+        server.put("pods", pod(number as u64, NODE));
+        until("the pod is told after it", || {
+            agent.pods() == number + 1 && agent.synced()
+        })
+        .await;
+        assert_eq!(agent.errors("pods", reason), before + 1, "{code}");
+    }
+    assert_eq!(server.count("pods", false), 1, "nothing is listed again");
+    assert_eq!(agent.all_errors(), codes.len() as u64);
     assert!(agent.kube.warnings().is_empty());
 }
 

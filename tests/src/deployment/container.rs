@@ -10,12 +10,15 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use super::service_account::{MOUNTED, ServiceAccount};
 use super::{Image, added, container, strings};
 use crate::agent::Agent;
 use crate::bpffs::BpfFs;
 
 /// The pod's address: one that nobody else on this machine listens on.
 const POD_IP: &str = "127.70.71.1";
+/// What the API server calls the node.
+pub const NODE_NAME: &str = "node-1";
 /// What containerd hides from containers that are not privileged, and what it lets them read only.
 const MASKED: [&str; 10] = [
     "/proc/acpi",
@@ -47,6 +50,8 @@ pub struct Node {
     bpffs: BpfFs,
     /// The configuration in the ConfigMap.
     config: String,
+    /// Of the cluster's pods, if it is in one.
+    service_account: Option<ServiceAccount>,
 }
 
 impl Node {
@@ -59,11 +64,29 @@ impl Node {
             directory: tempfile::tempdir()?,
             bpffs: BpfFs::mount()?,
             config: config.to_owned(),
+            service_account: None,
         };
         for name in ["tracefs", "seccomp", "runtime"] {
             fs::create_dir(node.directory.path().join(name))?;
         }
         Ok(node)
+    }
+
+    /// The same in a cluster whose pods have this service account.
+    ///
+    /// # Errors
+    /// As of [`Node::new`].
+    pub fn in_cluster(config: &str, service_account: ServiceAccount) -> Result<Self> {
+        Ok(Self {
+            service_account: Some(service_account),
+            ..Self::new(config)?
+        })
+    }
+
+    /// The service account of its pods, if it is in a cluster.
+    #[must_use]
+    pub fn service_account(&self) -> Option<&ServiceAccount> {
+        self.service_account.as_ref()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -115,6 +138,8 @@ struct Bundle {
     id: String,
     runtime: PathBuf,
     tracefs: PathBuf,
+    /// What the runtime is told of the container's process.
+    process: Value,
 }
 
 impl Bundle {
@@ -123,18 +148,16 @@ impl Bundle {
         use std::sync::atomic::{AtomicU32, Ordering};
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let bundle = Self {
-            directory: tempfile::tempdir()?,
+        let directory = tempfile::tempdir()?;
+        let spec = specification(image, node, pod, name, directory.path())?;
+        fs::write(directory.path().join("config.json"), spec.to_string())?;
+        Ok(Self {
+            directory,
             id: format!("pendguard-{}-{serial}", std::process::id()),
             runtime: node.path("runtime"),
             tracefs: node.path("tracefs"),
-        };
-        let spec = specification(image, node, pod, name, bundle.directory.path())?;
-        fs::write(
-            bundle.directory.path().join("config.json"),
-            spec.to_string(),
-        )?;
-        Ok(bundle)
+            process: spec["process"].clone(),
+        })
     }
 
     fn crun(&self, verb: &str) -> std::process::Command {
@@ -157,6 +180,17 @@ impl Bundle {
             .arg(self.directory.path())
             .arg(&self.id);
         command
+    }
+
+    /// Another process in the running container: as containerd and CRI-O do for `kubectl exec`, with all that the container's own has.
+    fn exec(&self, words: &[&str]) -> Result<std::process::Command> {
+        let mut process = self.process.clone();
+        process["args"] = json!(words);
+        let path = self.directory.path().join("process.json");
+        fs::write(&path, process.to_string())?;
+        let mut command = self.crun("exec");
+        command.arg("--process").arg(path).arg(&self.id);
+        Ok(command)
     }
 }
 
@@ -222,7 +256,7 @@ fn specification(image: &Image, node: &Node, pod: &Value, name: &str, own: &Path
             "terminal": false,
             "user": {"uid": security["runAsUser"], "gid": security["runAsGroup"]},
             "args": words,
-            "env": environment(image, spec)?,
+            "env": environment(image, node, spec)?,
             "cwd": "/",
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
             "noNewPrivileges": true,
@@ -235,14 +269,17 @@ fn specification(image: &Image, node: &Node, pod: &Value, name: &str, own: &Path
 }
 
 /// The image's environment and the container's, as the kubelet fills it in.
-fn environment(image: &Image, spec: &Value) -> Result<Vec<String>> {
+fn environment(image: &Image, node: &Node, spec: &Value) -> Result<Vec<String>> {
     let mut all = strings(&image.config["Env"]);
+    if let Some(account) = node.service_account() {
+        all.extend(account.environment());
+    }
     for one in spec["env"].as_array().into_iter().flatten() {
         let name = one["name"].as_str().context("a variable without a name")?;
         let field = &one["valueFrom"]["fieldRef"]["fieldPath"];
         let value = match (one["value"].as_str(), field.as_str()) {
             (Some(value), _) => value.replace("$(POD_IP)", POD_IP),
-            (None, Some("spec.nodeName")) => "node-1".to_owned(),
+            (None, Some("spec.nodeName")) => NODE_NAME.to_owned(),
             (None, Some("status.podIP")) => POD_IP.to_owned(),
             other => bail!("{name}: {other:?}"),
         };
@@ -275,6 +312,12 @@ fn mounts(node: &Node, pod: &Value, spec: &Value, own: &Path) -> Result<Vec<Valu
         mounts.push(json!({
             "destination": mount["mountPath"], "type": "bind", "source": node.source(volume, own)?,
             "options": ["rbind", propagation, writable],
+        }));
+    }
+    let account = node.service_account();
+    if let Some(account) = account.filter(|_| pod["automountServiceAccountToken"] != false) {
+        mounts.push(json!({
+            "destination": MOUNTED, "type": "bind", "source": account.path(), "options": ["rbind", "rprivate", "ro"],
         }));
     }
     Ok(mounts)
@@ -344,5 +387,15 @@ impl Container {
             .with_context(|| format!("no {name}"))?
             .trim()
             .to_owned())
+    }
+
+    /// What `kubectl exec POD -- WORDS` runs, with its input closed. One at a time: the runtime reads what it is to run from a file.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn exec(&self, words: &[&str]) -> Result<Command> {
+        let mut command = Command::from(self.bundle.exec(words)?);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        Ok(command)
     }
 }

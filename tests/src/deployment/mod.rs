@@ -2,6 +2,7 @@
 
 mod container;
 mod image;
+mod service_account;
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio::process::Command;
 
-pub use self::container::{Container, Node, run};
+pub use self::container::{Container, NODE_NAME, Node, run};
 pub use self::image::Image;
+pub use self::service_account::ServiceAccount;
 use crate::peers::target_directory;
 
 /// A path in `deploy`.

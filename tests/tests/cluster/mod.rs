@@ -5,17 +5,15 @@
 #[expect(dead_code, reason = "the agent's own tests use the rest")]
 pub mod apiserver;
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use anyhow::{Context as _, Result};
 use apiserver::ApiServer;
-use pendguard_tests::agent::{Agent, Pod};
+use pendguard_tests::agent::Agent;
 use pendguard_tests::bpffs::BpfFs;
-use pendguard_tests::cgroups::PodCgroup;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-const NODE: &str = "this-node";
+/// The node.
+pub const NODE: &str = "this-node";
 
 /// An API server, and the kubeconfig by which an agent finds it.
 pub struct Cluster {
@@ -46,48 +44,5 @@ impl Cluster {
             ("PENDGUARD_PIN_DIR", pins.to_str().context("UTF-8")?),
         ];
         Agent::start_with(&[&["--discover", "kube"], arguments].concat(), &env).await
-    }
-}
-
-/// A pod of a MonoVertex: its cgroup, and what the API server has of it.
-pub struct Place {
-    pub pod: Pod,
-    pub object: Value,
-    pub cgroup: PodCgroup,
-}
-
-impl Place {
-    /// Of a pod whose environment says that it is number `claimed`, and which the API server has as number `number`, with Numaflow's image of that tag.
-    pub fn new(workload: &str, number: u32, claimed: u32, version: &str) -> Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let uid = format!(
-            "6d2b1a0c-5c3e-4f7a-{serial:04x}-{:012x}",
-            std::process::id()
-        );
-        let pod = Pod::mono_vertex(workload, &claimed.to_string());
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": pod.name, "namespace": "test", "uid": uid,
-                "labels": {
-                    "app.kubernetes.io/component": "mono-vertex",
-                    "app.kubernetes.io/part-of": "numaflow",
-                    "numaflow.numaproj.io/mono-vertex-name": workload,
-                },
-                "annotations": {"numaflow.numaproj.io/replica": number.to_string()},
-            },
-            "spec": {
-                "nodeName": NODE,
-                "containers": [{"name": "numa", "image": format!("quay.io/numaproj/numaflow:{version}")}],
-                "initContainers": [{"name": "udsource", "image": "source:1", "restartPolicy": "Always"}],
-            },
-        });
-        let cgroup = PodCgroup::new(&uid)?;
-        Ok(Self {
-            pod,
-            object,
-            cgroup,
-        })
     }
 }

@@ -1,5 +1,6 @@
 //! The verb `image`: the agent as an OCI image, built without a network.
 
+mod linked;
 mod sbom;
 
 use std::fs;
@@ -24,6 +25,8 @@ const LICENCES: [&str; 4] = [
     "LICENSE-GPL-2.0",
     "LICENSE-MIT",
 ];
+/// What glibc's licence asks to go with a program that it is linked into; every Debian has it.
+const LGPL: (&str, &str) = ("LICENSE-LGPL-2.1", "/usr/share/common-licenses/LGPL-2.1");
 /// The list of what is linked.
 const SBOM: &str = "sbom.cdx.json";
 
@@ -92,7 +95,14 @@ fn lay_out(workspace: &Workspace, context: &Path) -> Result<()> {
     for name in LICENCES {
         copy(workspace.path(name), doc.join(name))?;
     }
-    let sbom = sbom::of_agent(workspace)?;
+    let parts = linked::parts(workspace)?;
+    let (name, text) = LGPL;
+    copy(text.into(), doc.join(name))?;
+    for (name, notice) in parts.iter().filter_map(|part| part.notice.clone()) {
+        copy(notice, doc.join(name))?;
+    }
+    let components = parts.into_iter().map(|part| part.component);
+    let sbom = sbom::of_agent(workspace, components)?;
     let path = doc.join(SBOM);
     fs::write(&path, &sbom).with_context(|| path.display().to_string())?;
     // Beside the archive, for whoever wants only that.
@@ -115,7 +125,7 @@ fn labels(workspace: &Workspace) -> Vec<(&'static str, String)> {
         ),
         (
             "org.opencontainers.image.licenses",
-            "Apache-2.0 AND (MIT OR GPL-2.0-only)".to_owned(),
+            "Apache-2.0 AND (MIT OR GPL-2.0-only) AND LGPL-2.1-or-later".to_owned(),
         ),
     ];
     if let Some(revision) = workspace.git(&["rev-parse", "HEAD"]) {

@@ -1,4 +1,4 @@
-//! What is linked into the agent, as a CycloneDX bill of materials: from what cargo resolved, and its lock files.
+//! What is linked into the agent, as a CycloneDX bill of materials: from what cargo resolved, its lock files, and what else is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,8 +16,8 @@ const SHIPPED: [(&str, &str); 2] = [
     ("agent-ebpf/Cargo.toml", "agent-ebpf"),
 ];
 
-/// The bill of the agent.
-pub fn of_agent(workspace: &Workspace) -> Result<String> {
+/// The bill of the agent, with components that cargo doesn't know.
+pub fn of_agent(workspace: &Workspace, others: impl IntoIterator<Item = Value>) -> Result<String> {
     let mut bill = Bill::default();
     for (manifest, package) in SHIPPED {
         let manifest = workspace.path(manifest);
@@ -26,6 +26,9 @@ pub fn of_agent(workspace: &Workspace) -> Result<String> {
         let lock = fs::read_to_string(&lock).with_context(|| lock.display().to_string())?;
         bill.add(&metadata, package, &checksums(&lock))
             .with_context(|| manifest.display().to_string())?;
+    }
+    for component in others {
+        bill.add_linked(component)?;
     }
     Ok(serde_json::to_string_pretty(&bill.finish())? + "\n")
 }
@@ -124,6 +127,20 @@ impl Bill {
         Ok(())
     }
 
+    /// A component that what it is about links by itself.
+    fn add_linked(&mut self, component: Value) -> Result<()> {
+        let text = |value: &Value| value["bom-ref"].as_str().map(str::to_owned);
+        let reference = text(&component).context("a component without a reference")?;
+        let root = self.root.as_ref().and_then(text).context("no product")?;
+        self.dependencies
+            .entry(root)
+            .or_default()
+            .insert(reference.clone());
+        self.dependencies.entry(reference.clone()).or_default();
+        self.components.insert(reference, component);
+        Ok(())
+    }
+
     fn finish(self) -> Value {
         let dependencies: Vec<_> = self
             .dependencies
@@ -205,6 +222,7 @@ mod tests {
             "version = 4\n\n[[package]]\nname = \"deep\"\nversion = \"1.0.0\"\nchecksum = \"ab\"\n";
         let mut bill = Bill::default();
         bill.add(&metadata, "pendguard", &checksums(lock))?;
+        bill.add_linked(json!({"bom-ref": "pkg:deb/debian/glibc@2.36", "name": "glibc"}))?;
         let bill = bill.finish();
         assert_eq!(bill["metadata"]["component"]["type"], "application");
         let names: Vec<_> = bill["components"]
@@ -213,7 +231,7 @@ mod tests {
             .flatten()
             .map(|component| component["name"].as_str().unwrap_or_default())
             .collect();
-        assert_eq!(names, ["deep", "linked"]);
+        assert_eq!(names, ["deep", "linked", "glibc"]);
         assert_eq!(bill["components"][0]["hashes"][0]["content"], "ab");
         assert_eq!(
             bill["components"][0]["licenses"][0]["expression"],
@@ -221,7 +239,10 @@ mod tests {
         );
         assert_eq!(
             bill["dependencies"][2],
-            json!({"ref": "pkg:cargo/pendguard@1.0.0", "dependsOn": ["pkg:cargo/linked@1.0.0"]})
+            json!({
+                "ref": "pkg:cargo/pendguard@1.0.0",
+                "dependsOn": ["pkg:cargo/linked@1.0.0", "pkg:deb/debian/glibc@2.36"],
+            })
         );
         Ok(())
     }

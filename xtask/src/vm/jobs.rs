@@ -13,6 +13,9 @@ use crate::workspace::Workspace;
 /// How many times longer the tests wait than on a real machine.
 const SLOW: &str = "10";
 
+/// `kernel.perf_event_paranoid` of Debian's kernels, for which some overlays are and others aren't: the tests see to it that it is so.
+const PARANOID: &str = "3";
+
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
 pub const TESTS: [&str; 23] = [
@@ -186,6 +189,7 @@ fn test_jobs(
         for (name, value) in [
             ("PENDGUARD_TEST_SCALE", "vm"),
             ("PENDGUARD_TEST_SLOW", SLOW),
+            ("PENDGUARD_TEST_PARANOID", PARANOID),
             ("PENDGUARD_TAP", variant.tap),
             ("PENDGUARD_ENFORCER", variant.enforcer),
         ] {

@@ -58,6 +58,13 @@ const CHECKED: [&str; 7] = [
     "enforce::tonic_on_rust",
 ];
 
+/// What it runs besides, and on which kernel: the overlays that this machine's own kernel may be no use for, in containers of the image.
+const CHECKED_ON: [(&str, &str); 3] = [
+    ("image::rewriting", "6.12"),
+    ("image::the_overlays_for_other_kernels", "6.12"),
+    ("image::each_capability_is_needed_to_rewrite", "6.12"),
+];
+
 /// What it runs of them on a machine that is too slow for all.
 const CHECKED_FIRST: [&str; 2] = ["fixtures", "agent::nothing_is_left_behind"];
 
@@ -265,10 +272,12 @@ pub fn impossible() -> Option<&'static str> {
 
 /// The step of `cargo xtask test`: a part of the tests, on all kernels, with everything built before.
 pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()> {
+    let only: &[_] = if all { &CHECKED_ON } else { &[] };
     let tests: &[&str] = if all { &CHECKED } else { &CHECKED_FIRST };
+    let tests = tests.iter().chain(only.iter().map(|(test, _)| test));
     let options = Options {
         kernel: kernel::checked(),
-        test: tests.iter().map(|test| (*test).to_owned()).collect(),
+        test: tests.map(|test| (*test).to_owned()).collect(),
         env: Vec::new(),
         lockdown: vec![Lockdown::None],
         tap: None,
@@ -282,7 +291,10 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         with: None,
         exec: Vec::new(),
     };
-    let prepared = Prepared::for_this_machine(workspace, &options)?;
+    let prepared = Prepared {
+        only,
+        ..Prepared::for_this_machine(workspace, &options)?
+    };
     let rows = prepared.on_all()?.rows;
     print!("\n{}", report::table(&rows));
     for row in &rows {
@@ -302,6 +314,8 @@ struct Prepared<'a> {
     disk: PathBuf,
     /// The jobs, with the variant that each belongs to.
     jobs: Vec<(Variant, Job)>,
+    /// Tests that run on one of the kernels alone, and on which.
+    only: &'a [(&'a str, &'a str)],
     revision: String,
 }
 
@@ -320,6 +334,7 @@ impl<'a> Prepared<'a> {
             init: init(workspace)?,
             disk: disk(workspace, &content)?,
             jobs,
+            only: &[],
             revision: workspace.revision(),
         })
     }
@@ -341,6 +356,7 @@ impl<'a> Prepared<'a> {
             init: init(built_for)?,
             disk: disk(built_for, &content)?,
             jobs,
+            only: &[],
             revision: workspace.revision(),
         })
     }
@@ -406,7 +422,10 @@ impl<'a> Prepared<'a> {
                 || lockdown == Lockdown::Integrity
                     && test_of(job) == LOCKED
                     && *variant == VARIANTS[2];
+            let elsewhere =
+                |(test, kernel): &(&str, &str)| *kernel != series.name && *test == test_of(job);
             locked
+                && !self.only.iter().any(elsewhere)
                 && (!series.refused || job.name == REFUSED)
                 && (series.fentry || variant.tap != FENTRY)
                 && (series.gate || variant.enforcer != GATE)

@@ -2,6 +2,9 @@
 //!
 //! Not here: what the kubelet, the runtime's own seccomp profile, AppArmor and SELinux add or forbid.
 
+mod cluster;
+mod exec;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -88,7 +91,14 @@ fn what_is_in_it() -> Result<()> {
     let own = |file: &&String| !file.starts_with("usr/share/doc/pendguard/");
     let others: Vec<_> = files.iter().filter(own).collect();
     ensure!(others == ["usr/bin/pendguard"], "{files:?}");
-    for licence in ["LICENSE-APACHE", "LICENSE-MIT", "LICENSE-GPL-2.0"] {
+    for licence in [
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "LICENSE-GPL-2.0",
+        "LICENSE-LGPL-2.1",
+        "NOTICE-glibc",
+        "NOTICE-libgcc",
+    ] {
         let path = format!("usr/share/doc/pendguard/{licence}");
         ensure!(files.contains(&path), "{licence} is not in it: {files:?}");
     }
@@ -111,6 +121,9 @@ fn what_is_in_it() -> Result<()> {
         ("aya", true),
         ("aya-ebpf", true),
         ("agent-common", true),
+        ("glibc", true),
+        ("libgcc", true),
+        ("rust-std", true),
         ("tempfile", false),
         ("proptest", false),
     ] {
@@ -125,6 +138,27 @@ fn what_is_in_it() -> Result<()> {
         };
         ensure!(known("licenses"), "{component}");
     }
+    let find = |name: &str| {
+        components
+            .iter()
+            .find(|component| component["name"] == name)
+    };
+    let glibc = find("glibc").context("no glibc")?;
+    ensure!(
+        glibc["licenses"][0]["expression"] == "LGPL-2.1-or-later",
+        "{glibc}"
+    );
+    // The program says of which compiler its standard library is: places in it are part of messages.
+    let std = find("rust-std").context("no rust-std")?;
+    let purl = std["purl"].as_str().unwrap_or_default();
+    let (_, commit) = purl.split_once('@').context("no commit")?;
+    let place = format!("/rustc/{commit}/library/");
+    let program = std::fs::read(image.root().join("usr/bin/pendguard"))?;
+    let mut windows = program.windows(place.len());
+    ensure!(
+        windows.any(|window| window == place.as_bytes()),
+        "the program has another standard library than {std}"
+    );
     Ok(())
 }
 
