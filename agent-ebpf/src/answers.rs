@@ -1028,7 +1028,11 @@ pub fn closed(key: ConnKey, epoch: u64) {
 /// Accounts for a call that ended.
 #[inline(always)]
 fn account(key: ConnKey, slot: u32, e: &Ending) {
-    let (_, method, _) = UnderWay::of(e.key.get());
+    let (_, method, became) = UnderWay::of(e.key.get());
+    // The source never saw it: it is no answer of the source's.
+    if became == verdict::REJECTED && e.code.get() == Code::Ok as u64 {
+        e.code.set(Code::Quiet as u64);
+    }
     if e.end.get() == 0 {
         unparsed(Reason::Untimed);
         tell(key, slot, e);

@@ -93,7 +93,7 @@ mod tests {
     use agent_common::h2::pending::KEPT;
 
     use super::*;
-    use crate::model::{Answer, Kind, Mode, Replica};
+    use crate::model::{Answer, Kind, Mode, ModeFrom, Replica};
 
     const METHOD: &str = "/source.v1.Source/PendingFn";
 
@@ -112,6 +112,7 @@ mod tests {
         mode: Mode::Audit,
         verdict: Some(Verdict::WouldReject),
         answer: Answer::Unimplemented,
+        mode_from: ModeFrom::Default,
     };
 
     fn event() -> CallEvent {

@@ -164,13 +164,14 @@ pub struct RunArgs {
     )]
     pub enforcer: Enforcer,
 
-    /// How a rejected call ends, where no rule says otherwise
+    /// How a rejected call ends, where no rule says otherwise; `quiet` is `unimplemented` wherever it isn't proven safe: with the
+    /// enforcer gate, for clients that aren't tonic's, with --no-answers
     #[arg(
         long,
         value_enum,
         value_name = "ANSWER",
         env = "PENDGUARD_ANSWER",
-        default_value = "unimplemented"
+        default_value = "quiet"
     )]
     pub answer: Answer,
 
@@ -675,7 +676,7 @@ mod tests {
         assert_eq!(run.metrics_listen.to_string(), METRICS_LISTEN);
         assert_eq!(run.api_socket.to_str(), Some(API_SOCKET));
         assert_eq!(run.enforcer, Enforcer::Auto);
-        assert_eq!(run.answer, Answer::Unimplemented);
+        assert_eq!(run.answer, Answer::Quiet);
         assert_eq!(run.pin_dir.to_str(), Some("/sys/fs/bpf/pendguard"));
         assert_eq!(run.lease, Duration::from_secs(3600));
         assert_eq!(run.otlp_endpoint, None);

@@ -264,6 +264,7 @@ pub(crate) mod fake {
                 replica: number,
             },
             mode: Mode::Audit,
+            mode_from: Default::default(),
             answer: Answer::Unimplemented,
             quieted: Default::default(),
             quieted_before: Default::default(),

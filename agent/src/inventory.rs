@@ -473,6 +473,7 @@ impl Inventory {
                 let mut status = ReplicaStatus {
                     identity: identity.clone(),
                     mode: record.ruling.mode,
+                    mode_from: record.ruling.mode_from,
                     answer: record.ruling.answer,
                     pids: record.pids.iter().copied().collect(),
                     since: record.since,
@@ -515,23 +516,26 @@ mod tests {
 
     use super::*;
     use crate::durations::Durations;
-    use crate::model::{Answer, Kind, Replica};
+    use crate::model::{Answer, Kind, ModeFrom, Replica};
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
     const USELESS: Ruling = Ruling {
         mode: Mode::Audit,
         verdict: Some(Verdict::WouldReject),
         answer: Answer::Unimplemented,
+        mode_from: ModeFrom::Default,
     };
     const ENFORCED: Ruling = Ruling {
         mode: Mode::Enforce,
         verdict: Some(Verdict::Rejected),
         answer: Answer::Unimplemented,
+        mode_from: ModeFrom::Default,
     };
     const OFF: Ruling = Ruling {
         mode: Mode::Off,
         verdict: None,
         answer: Answer::Unimplemented,
+        mode_from: ModeFrom::Default,
     };
 
     fn identity(replica: u32) -> Identity {

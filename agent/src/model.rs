@@ -1,6 +1,7 @@
 //! What the agent knows of the node, as plain data: made by discovery and the inventory, read by the exporters.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::SystemTime;
 
 use agent_common::abi::answers::Code;
@@ -36,8 +37,8 @@ pub enum Replica {
     Unknown,
 }
 
-impl std::fmt::Display for Replica {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Number(n) => n.fmt(f),
             Self::Unknown => f.write_str("unknown"),
@@ -159,11 +160,39 @@ impl Mode {
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
     /// The source's own server answers UNIMPLEMENTED
-    #[default]
     Unimplemented,
     /// With success and without a count, which a data plane in Rust takes without a word; UNIMPLEMENTED where that can't be proven
     /// safe (enforcer rewrite)
+    #[default]
     Quiet,
+}
+
+/// What a replica's mode comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModeFrom {
+    /// Nothing says anything else: `--mode`, or the file's `mode`.
+    #[default]
+    Default,
+    /// This rule of the configuration file, counted from 0 as in messages about that.
+    Rule(usize),
+    /// The annotation of its pod, or of its namespace.
+    Annotation,
+    /// It was set at run time.
+    RunTime,
+    /// It is audited where it would be enforced; a warning says why.
+    Held,
+}
+
+impl fmt::Display for ModeFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Rule(number) => write!(f, "rule[{number}]"),
+            Self::Annotation => f.write_str("annotation"),
+            Self::RunTime => f.write_str("run time"),
+            Self::Held => f.write_str("held"),
+        }
+    }
 }
 
 impl Answer {
@@ -244,6 +273,8 @@ pub struct ReplicaStatus {
     pub identity: Identity,
     /// The mode that applies to it.
     pub mode: Mode,
+    /// What that comes from.
+    pub mode_from: ModeFrom,
     /// How its rejected calls end.
     pub answer: Answer,
     /// Pids (initial namespace) of its watched processes; empty once it is gone.

@@ -1140,7 +1140,7 @@ impl State {
 
     /// What an operator should know where quiet answers are asked for that there can't be.
     fn quiet_warning(&self) -> Option<String> {
-        let asked = self.inventory.rulings().any(Ruling::is_quiet);
+        let asked = self.policy.asks_for_quiet() && self.inventory.rulings().any(Ruling::is_quiet);
         let why = match self.enforcement.kind() {
             _ if !asked => return None,
             Ok(kind) if kind == Enforcer::Gate.name() => "the enforcer gate has none",

@@ -11,7 +11,7 @@ use std::fmt;
 use agent_common::abi::verdict;
 use globset::{Glob, GlobMatcher};
 
-use crate::model::{Answer, Identity, Mode, ModeOverride, Replica, Verdict};
+use crate::model::{Answer, Identity, Mode, ModeFrom, ModeOverride, Replica, Verdict};
 
 /// The service of a Numaflow source.
 const SOURCE: &str = "/source.v1.Source/";
@@ -39,8 +39,8 @@ pub struct Rule {
     pub workload: GlobMatcher,
     /// Their mode.
     pub mode: Mode,
-    /// How their rejected calls end.
-    pub answer: Answer,
+    /// How their rejected calls end, if the rule says so.
+    pub answer: Option<Answer>,
 }
 
 impl Rule {
@@ -177,6 +177,8 @@ pub struct Say {
 pub struct Ruling {
     /// The mode that applies to it.
     pub mode: Mode,
+    /// What that comes from.
+    pub mode_from: ModeFrom,
     /// What its next watched call counts as; `None` where it isn't counted.
     pub verdict: Option<Verdict>,
     /// How its rejected calls end.
@@ -205,8 +207,8 @@ impl Ruling {
 pub struct Policy {
     /// The mode where nothing else says otherwise.
     pub default: Mode,
-    /// How rejected calls end, where no rule says otherwise.
-    pub answer: Answer,
+    /// How rejected calls end, where no rule says otherwise; `None`: nobody has said.
+    pub answer: Option<Answer>,
     /// The rules, in the order of the file.
     pub rules: Vec<Rule>,
     /// Replicas whose calls are admitted. It always contains 0.
@@ -220,7 +222,7 @@ impl Policy {
     pub fn new(default: Mode) -> Self {
         Self {
             default,
-            answer: Answer::default(),
+            answer: None,
             rules: Vec::new(),
             allowed: BTreeSet::from([0]),
             changes: Vec::new(),
@@ -271,30 +273,39 @@ impl Policy {
     }
 
     fn rule(&self, identity: &Identity) -> Option<&Rule> {
-        self.rules.iter().rev().find(|rule| rule.matches(identity))
+        self.numbered_rule(identity).map(|(_, rule)| rule)
+    }
+
+    /// The last rule that matches, and its place in the file, from 0.
+    fn numbered_rule(&self, identity: &Identity) -> Option<(usize, &Rule)> {
+        let mut rules = self.rules.iter().enumerate().rev();
+        rules.find(|(_, rule)| rule.matches(identity))
     }
 
     /// The mode of a replica of which discovery has nothing more to say.
     pub fn mode(&self, identity: &Identity) -> Mode {
-        self.mode_of(identity, Say::default())
+        self.mode_of(identity, Say::default()).0
     }
 
     /// The mode of a replica: of what was set at run time, the last that matches; else its annotation; else of the rules, the
     /// last that matches; else the default. One that is held is audited where it would be enforced.
-    fn mode_of(&self, identity: &Identity, say: Say) -> Mode {
+    fn mode_of(&self, identity: &Identity, say: Say) -> (Mode, ModeFrom) {
         match self.said(identity, say) {
-            Mode::Enforce if say.held => Mode::Audit,
-            mode => mode,
+            (Mode::Enforce, _) if say.held => (Mode::Audit, ModeFrom::Held),
+            said => said,
         }
     }
 
-    fn said(&self, identity: &Identity, say: Say) -> Mode {
-        match self.changed(identity) {
-            Some(change) => change.mode,
-            None => say
-                .annotation
-                .or_else(|| self.rule(identity).map(|rule| rule.mode))
-                .unwrap_or(self.default),
+    fn said(&self, identity: &Identity, say: Say) -> (Mode, ModeFrom) {
+        if let Some(change) = self.changed(identity) {
+            return (change.mode, ModeFrom::RunTime);
+        }
+        if let Some(mode) = say.annotation {
+            return (mode, ModeFrom::Annotation);
+        }
+        match self.numbered_rule(identity) {
+            Some((place, rule)) => (rule.mode, ModeFrom::Rule(place)),
+            None => (self.default, ModeFrom::Default),
         }
     }
 
@@ -309,8 +320,19 @@ impl Policy {
     fn answer(&self, identity: &Identity) -> Answer {
         self.changed(identity)
             .and_then(|change| change.answer)
-            .or_else(|| self.rule(identity).map(|rule| rule.answer))
-            .unwrap_or(self.answer)
+            .or_else(|| self.rule(identity).and_then(|rule| rule.answer))
+            .or(self.answer)
+            .unwrap_or_default()
+    }
+
+    /// Whether anybody has asked for quiet answers in so many words: who relies on the default has not.
+    pub fn asks_for_quiet(&self) -> bool {
+        let rules = self.rules.iter().map(|rule| rule.answer);
+        let changes = self.changes.iter().map(|change| change.answer);
+        rules
+            .chain(changes)
+            .chain([self.answer])
+            .any(|answer| answer == Some(Answer::Quiet))
     }
 
     /// Whether a replica may call: it has a number, and that is allowed.
@@ -333,9 +355,10 @@ impl Policy {
             // Never reject what was not understood.
             Replica::Unknown => true,
         };
-        let mode = self.mode_of(identity, say);
+        let (mode, mode_from) = self.mode_of(identity, say);
         Ruling {
             mode,
+            mode_from,
             verdict: match mode {
                 Mode::Off => None,
                 _ if admitted => Some(Verdict::Admitted),
@@ -363,7 +386,7 @@ mod tests {
             namespace: glob(namespace),
             workload: glob(workload),
             mode,
-            answer: Answer::Unimplemented,
+            answer: None,
         }
     }
 
@@ -453,9 +476,10 @@ mod tests {
     fn answers_are_what_was_said_last() {
         let mut policy = Policy {
             rules: vec![Rule {
-                answer: Answer::Quiet,
+                answer: Some(Answer::Quiet),
                 ..rule("payments", "*", Mode::Enforce)
             }],
+            answer: Some(Answer::Unimplemented),
             ..Policy::new(Mode::Enforce)
         };
         let answer = |policy: &Policy, namespace: &str| {
@@ -477,6 +501,66 @@ mod tests {
         assert_eq!(answer(&policy, "payments"), (Mode::Enforce, loud));
         assert_eq!(answer(&policy, "a"), (Mode::Enforce, quiet));
         assert_eq!(policy.overrides()[1].answer, Some(quiet));
+    }
+
+    #[test]
+    fn where_a_mode_comes_from_is_told() {
+        let mut policy = Policy {
+            rules: vec![
+                rule("a", "*", Mode::Enforce),
+                rule("b", "*", Mode::Enforce),
+                rule("b", "x", Mode::Off),
+            ],
+            ..Policy::new(Mode::Audit)
+        };
+        let from = |policy: &Policy, namespace: &str, workload: &str, say| {
+            let identity = identity(namespace, workload, Replica::Number(1));
+            let ruling = policy.ruling_of(&identity, say);
+            (ruling.mode, ruling.mode_from)
+        };
+        let nothing = Say::default();
+        let held = Say {
+            held: true,
+            ..nothing
+        };
+        let annotated = Say {
+            annotation: Some(Mode::Enforce),
+            ..nothing
+        };
+        let of = |namespace, workload, say| from(&policy, namespace, workload, say);
+        assert_eq!(of("c", "x", nothing), (Mode::Audit, ModeFrom::Default));
+        assert_eq!(of("b", "w", nothing), (Mode::Enforce, ModeFrom::Rule(1)));
+        assert_eq!(of("b", "x", nothing), (Mode::Off, ModeFrom::Rule(2)));
+        assert_eq!(
+            of("b", "x", annotated),
+            (Mode::Enforce, ModeFrom::Annotation)
+        );
+        // Only what is not done is held.
+        assert_eq!(of("b", "w", held), (Mode::Audit, ModeFrom::Held));
+        assert_eq!(of("b", "x", held), (Mode::Off, ModeFrom::Rule(2)));
+        policy.change(change(Mode::Audit, Some("b"), None)).unwrap();
+        let now = from(&policy, "b", "x", annotated);
+        assert_eq!(now, (Mode::Audit, ModeFrom::RunTime));
+        let written = [ModeFrom::Default, ModeFrom::Rule(1), ModeFrom::RunTime];
+        assert_eq!(
+            written.map(|from| from.to_string()),
+            ["default", "rule[1]", "run time"]
+        );
+    }
+
+    #[test]
+    fn quiet_is_the_default_and_asked_for_only_in_words() {
+        let mut policy = Policy::new(Mode::Enforce);
+        let one = identity("a", "w", Replica::Number(1));
+        assert!(policy.ruling(&one).is_quiet() && !policy.asks_for_quiet());
+        policy.rules = vec![rule("a", "*", Mode::Enforce)];
+        assert!(policy.ruling(&one).is_quiet() && !policy.asks_for_quiet());
+        policy.rules[0].answer = Some(Answer::Quiet);
+        assert!(policy.asks_for_quiet());
+        policy.rules[0].answer = Some(Answer::Unimplemented);
+        assert!(!policy.ruling(&one).is_quiet() && !policy.asks_for_quiet());
+        policy.answer = Some(Answer::Quiet);
+        assert!(!policy.ruling(&one).is_quiet() && policy.asks_for_quiet());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{self, Discover, RunArgs};
+use crate::cli::{self, Discover, Origin, RunArgs};
 use crate::config::{self, ConfigError, File};
 use crate::discovery::identity;
 use crate::discovery::kube::access::{self, Access};
@@ -144,7 +144,6 @@ impl Settings {
         surroundings: Surroundings,
     ) -> Result<Self, SettingsError> {
         let origins = arguments.origins;
-        let answer = arguments.answer;
         let discovery = discovery(arguments, surroundings)?;
         let (mode, place) = match (arguments.mode, file.mode) {
             (Some(mode), _) => (mode, origins.mode.written("mode", mode.name())),
@@ -153,7 +152,7 @@ impl Settings {
         };
         let mut enforcing = (mode == Mode::Enforce).then_some(place);
         let mut policy = Policy::new(mode);
-        policy.answer = answer;
+        policy.answer = (origins.answer != Origin::Default).then_some(arguments.answer);
         for rule in file.rules {
             if rule.mode.value == Mode::Enforce {
                 enforcing.get_or_insert_with(|| rule.mode.place.to_string());
@@ -162,7 +161,7 @@ impl Settings {
                 namespace: rule.namespace,
                 workload: rule.workload,
                 mode: rule.mode.value,
-                answer: rule.answer.unwrap_or(answer),
+                answer: rule.answer,
             });
         }
         if let Some(allowed) = file.allowed_replicas {
@@ -288,7 +287,7 @@ mod tests {
             panic!("one rule")
         };
         assert_eq!(rule.mode, defaults.policy.default);
-        assert_eq!(rule.answer, defaults.policy.answer);
+        assert_eq!(rule.answer, Some(Answer::default()));
     }
 
     #[test]
@@ -397,16 +396,13 @@ mod tests {
 
     #[test]
     fn answers_are_those_of_the_flag_where_no_rule_says_otherwise() {
-        assert_eq!(
-            resolve(&[], "").unwrap().policy.answer,
-            Answer::Unimplemented
-        );
+        assert_eq!(resolve(&[], "").unwrap().policy.answer, None);
         let rules =
             "[[rule]]\nmode = \"off\"\n[[rule]]\nmode = \"off\"\nanswer = \"unimplemented\"";
         let quiet = resolve(&["--answer", "quiet"], rules).unwrap().policy;
         let of_rules: Vec<_> = quiet.rules.iter().map(|rule| rule.answer).collect();
-        assert_eq!(quiet.answer, Answer::Quiet);
-        assert_eq!(of_rules, [Answer::Quiet, Answer::Unimplemented]);
+        assert_eq!(quiet.answer, Some(Answer::Quiet));
+        assert_eq!(of_rules, [None, Some(Answer::Unimplemented)]);
         assert!(resolve(&["--tap", "fentry", "--discover", "proc"], "").is_ok());
     }
 

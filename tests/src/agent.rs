@@ -111,6 +111,15 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Starts the agent with its pins in that directory and its own default of `--answer`, and waits until it is ready.
+    pub async fn start_as_shipped(pins: &Path, arguments: &[&str]) -> Result<Self> {
+        let pins = pins.to_str().context("a path in UTF-8")?;
+        let env = [("PENDGUARD_PIN_DIR", pins)];
+        let mut agent = Self::spawn_as(Command::new(binary()?), arguments, &env)?;
+        agent.ready().await?;
+        Ok(agent)
+    }
+
     /// Starts an agent that has its address and its socket's path from elsewhere, and waits until it is ready.
     pub async fn start_elsewhere(
         command: Command,
@@ -122,7 +131,13 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Tests see by UNIMPLEMENTED which calls were rejected; those of quiet answers ask for these.
     fn spawn_by(mut command: Command, arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        command.env("PENDGUARD_ANSWER", "unimplemented");
+        Self::spawn_as(command, arguments, env)
+    }
+
+    fn spawn_as(mut command: Command, arguments: &[&str], env: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let metrics = free_address()?;
         let socket = directory.path().join("api.sock");

@@ -17,6 +17,7 @@ pub mod dashboard;
 pub mod deployment;
 pub mod enforcing;
 pub mod faults;
+pub mod floor;
 pub mod kernel;
 pub mod lines;
 pub mod member;

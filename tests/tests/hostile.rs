@@ -93,9 +93,14 @@ async fn an_endless_environment() -> Result<()> {
     let before = agent.resident()?;
     let length = raw.run(&format!("endless {MIB}")).await?;
     ensure!(length == (MIB << 20).to_string(), "{length}");
-    // The environment of each child is looked at.
-    for _ in 0..20 {
+    // The environment of each child is looked at, if the child lives until then, which none has to on a machine that is busy.
+    let mut forks = 0;
+    while forks < 500 {
         raw.run("fork writev 1").await?;
+        forks += 1;
+        if forks >= 20 && agent.status().await?["warnings"] != serde_json::json!([]) {
+            break;
+        }
     }
     calls(&mut beside, &fd, 1, 5).await?;
     agent
@@ -103,6 +108,7 @@ async fn an_endless_environment() -> Result<()> {
             scrape.pending(&pod.name, "would_reject") == 5
         })
         .await?;
+    // However many processes have it.
     let warnings = agent.status().await?["warnings"].to_string();
     let told = warnings
         .matches("environment can't be read: more than")
@@ -115,8 +121,10 @@ async fn an_endless_environment() -> Result<()> {
     }
     agent.stop().await?;
     seen(
-        "an environment of 2 GiB, inherited 20 times",
-        &format!("the agent has grown by {grown} MiB; 5 of 5 calls of another pod counted"),
+        "an environment of 2 GiB, inherited by forks",
+        &format!(
+            "{forks} forks, the agent has grown by {grown} MiB; 5 of 5 calls of another pod counted"
+        ),
     )
 }
 

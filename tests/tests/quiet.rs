@@ -114,7 +114,7 @@ async fn all_quiet(replica: &mut Replica, n: u64) -> Result<()> {
 /// Replicas 0, 1 and 2 under load.
 async fn nobody_notices(source: SourceKind) -> Result<()> {
     let bpffs = BpfFs::mount()?;
-    let agent = Agent::start_at(&bpffs.pins(), &QUIET).await?;
+    let agent = Agent::start_as_shipped(&bpffs.pins(), &["--mode", "enforce"]).await?;
     let workload = format!("quiet-{source}");
     let n = calls();
     let mut zero = Replica::start(&workload, 0, ClientKind::Tonic, source).await?;
@@ -154,10 +154,9 @@ async fn nobody_notices(source: SourceKind) -> Result<()> {
             "{manners:?} of {counted}"
         );
         ensure!(!rewrites() || counted > n, "{counted}");
+        // It is the default: nobody has asked for it.
         let status = agent.status().await?;
-        let said = status["warnings"].to_string();
-        let has_none = said.contains("quiet answers are asked for, and the enforcer gate has none");
-        ensure!(has_none != rewrites(), "{said}");
+        ensure!(status["warnings"] == serde_json::json!([]), "{status}");
     }
     let scrape = agent.scrape().await?;
     ensure!(unedited(&scrape) == Some(0), "{scrape:?}");
@@ -193,6 +192,10 @@ async fn falls_back(client: ClientKind, reasons: &[&str]) -> Result<()> {
     );
     ensure!(!rewrites() || entered == 0, "{entered} handled");
     ensure!(!called.values.contains_key(ABSENT), "{called:?}");
+    let status = agent.status().await?;
+    let said = status["warnings"].to_string();
+    let has_none = said.contains("quiet answers are asked for, and the enforcer gate has none");
+    ensure!(has_none != rewrites(), "{said}");
     let scrape = agent.scrape().await?;
     let manners = manners(&scrape, &workload, 1);
     let counted = scrape.pending(&replica.pod.name, "rejected");

@@ -305,11 +305,13 @@ pub enum Code {
     /// It ended with a status that can't be known: an index into a part of the source's dynamic table that was sent before
     /// anybody watched.
     Unresolved = 19,
+    /// The call was rejected, and the status was OK: a quiet answer ([`crate::h2::quiet`]).
+    Quiet = 20,
 }
 
 impl Code {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Ok,
         Self::Cancelled,
         Self::Unknown,
@@ -330,6 +332,7 @@ impl Code {
         Self::Reset,
         Self::ConnectionLost,
         Self::Unresolved,
+        Self::Quiet,
     ];
 
     /// The code of this number.
@@ -360,6 +363,7 @@ impl Code {
             Self::Reset => "RESET",
             Self::ConnectionLost => "CONNECTION_LOST",
             Self::Unresolved => "UNRESOLVED",
+            Self::Quiet => "QUIET",
         }
     }
 }
@@ -423,7 +427,7 @@ mod tests {
             assert_eq!(code as u32, number);
             assert_eq!(Code::of(number), Some(code));
         }
-        assert_eq!(Code::of(20), None);
+        assert_eq!(Code::of(21), None);
     }
 
     #[test]

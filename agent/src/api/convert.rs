@@ -217,6 +217,7 @@ fn replica(methods: &[String], status: ReplicaStatus) -> pb::Replica {
             .collect(),
         pending: status.pending,
         numaflow_version: status.numaflow_version.unwrap_or_default(),
+        mode_from: status.mode_from.to_string(),
         answer: answer(status.answer).into(),
         quieted: status
             .quieted

@@ -180,6 +180,8 @@ pub struct Replica {
     pub replica: Option<u32>,
     /// The mode that applies to it.
     pub mode: &'static str,
+    /// What that comes from: `default`, `rule[1]`, `annotation`, `run time` or `held`.
+    pub mode_from: String,
     /// Watched processes, pids of the initial namespace.
     pub pids: Vec<u32>,
     /// When its first process was found (RFC 3339).
@@ -254,7 +256,7 @@ impl Replica {
     pub fn failures(&self) -> String {
         let mut codes: BTreeMap<&str, u64> = BTreeMap::new();
         for durations in &self.durations {
-            if durations.code != OK && durations.count > 0 {
+            if ![OK, QUIET].contains(&&*durations.code) && durations.count > 0 {
                 *codes.entry(&durations.code).or_default() += durations.count;
             }
         }
@@ -267,6 +269,8 @@ impl Replica {
 
 /// How a call ends that ends well.
 pub const OK: &str = Code::Ok.name();
+/// How a call ends that is rejected, and that the client takes no notice of.
+const QUIET: &str = Code::Quiet.name();
 /// From how many percent on a map is nearly full.
 const FULL: u128 = 80;
 
@@ -417,6 +421,7 @@ fn replica(replica: pb::Replica, readable: bool) -> Replica {
             .map(|of| durations(of, readable))
             .collect(),
         pending: replica.pending,
+        mode_from: replica.mode_from,
         numaflow_version: Some(replica.numaflow_version).filter(|version| !version.is_empty()),
     }
 }

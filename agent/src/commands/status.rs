@@ -161,6 +161,9 @@ fn reasons(out: &mut String, what: &str, counts: &BTreeMap<String, u64>) -> fmt:
     writeln!(out, "{what}{}", happened.join(", "))
 }
 
+/// As [`Replica::mode_from`] has it: nothing worth saying.
+const DEFAULT: &str = "default";
+
 /// What replicas that are shown together have in common.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Group<'a> {
@@ -169,6 +172,7 @@ struct Group<'a> {
     vertex: &'a str,
     kind: &'a str,
     mode: &'a str,
+    mode_from: &'a str,
     /// `None` where it is not known. While a workload is upgraded it has two.
     numaflow: Option<&'a str>,
 }
@@ -177,6 +181,9 @@ impl fmt::Display for Group<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = workload(self.namespace, self.workload, self.vertex);
         write!(f, "{name} ({}), mode {}", self.kind, self.mode)?;
+        if self.mode_from != DEFAULT {
+            write!(f, " ({})", clean(self.mode_from))?;
+        }
         match self.numaflow {
             Some(version) => write!(f, ", Numaflow {}", clean(version)),
             None => Ok(()),
@@ -206,6 +213,7 @@ fn replicas(replicas: &[Replica], out: &mut String) -> fmt::Result {
             vertex: &replica.vertex,
             kind: replica.kind,
             mode: replica.mode,
+            mode_from: &replica.mode_from,
             numaflow: replica.numaflow_version.as_deref(),
         };
         groups.entry(group).or_default().push(replica);
@@ -280,8 +288,8 @@ mod tests {
     use crate::api::socket::ApiSocket;
     use crate::engine::{Handle, fake};
     use crate::model::{
-        Answer, Kind, MapFill as Fill, Mode, ModeOverride, Replica as Number, ReplicaStatus,
-        Snapshot, Verdict,
+        Answer, Kind, MapFill as Fill, Mode, ModeFrom, ModeOverride, Replica as Number,
+        ReplicaStatus, Snapshot, Verdict,
     };
     use agent_common::abi::answers::Code;
     use tokio_util::sync::CancellationToken;
@@ -393,6 +401,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         snapshot.enforcer_reason = None;
         snapshot.failures = vec![("candidate", 3)];
         snapshot.replicas[1].mode = Mode::Enforce;
+        snapshot.replicas[1].mode_from = ModeFrom::Annotation;
         snapshot.replicas[1].latched = 1;
         let calls = &mut snapshot.replicas[1].calls;
         calls.insert((0, Verdict::Rejected), 77);
@@ -417,7 +426,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
             "at run time  mode audit, namespace payments, pod orders-mv-0-abcde\n",
             "at run time  mode off, pod x\u{fffd}\n",
             "not rejected candidate 3\n",
-            "payments/orders (MonoVertex), mode enforce\n",
+            "payments/orders (MonoVertex), mode enforce (annotation)\n",
             "         8       77          0 1 (1 latched)   - ",
             "saves        payments/orders: 2448 calls an hour\n",
         ] {
@@ -436,6 +445,7 @@ would save   payments/orders: 230 calls an hour, 876ms of the source's time
         assert_eq!(json["connections"]["latched"], 1);
         let replica = &json["replicas"][1];
         assert_eq!(replica["mode"], "enforce");
+        assert_eq!(replica["mode_from"], "annotation");
         assert_eq!(replica["connections"]["latched"], 1);
         assert_eq!(replica["calls"][1]["verdict"], "rejected");
         assert_eq!(replica["calls"][1]["count"], 77);

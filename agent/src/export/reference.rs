@@ -97,7 +97,10 @@ const fn code(code: Code) -> &'static str {
             "a status that can't be known: an index into what the source sent before anybody watched"
         }
         Code::Ok => "gRPC's status 0",
-        Code::Unimplemented => "gRPC's status 12; so end calls that are rejected",
+        Code::Unimplemented => {
+            "gRPC's status 12; so end calls that are rejected, but for those below"
+        }
+        Code::Quiet => "gRPC's status 0, without a count: a call that was rejected quietly",
         _ => "",
     }
 }

@@ -61,6 +61,7 @@ fn replica(number: u32, verdict: Verdict, calls: u64) -> ReplicaStatus {
             replica: Replica::Number(number),
         },
         mode: Mode::Enforce,
+        mode_from: Default::default(),
         answer: Answer::Unimplemented,
         pids: vec![4711],
         since: SystemTime::UNIX_EPOCH,

@@ -39,7 +39,7 @@ struct Arguments {
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     every: u64,
     /// How a rejected call ends
-    #[arg(long, value_enum, default_value_t = Answer::Unimplemented)]
+    #[arg(long, value_enum, default_value_t = Answer::Quiet)]
     answer: Answer,
 }
 
@@ -147,10 +147,11 @@ async fn audited(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica])
 
 /// Switches to enforcement at run time, and shows what it changes.
 async fn enforced(arguments: &Arguments, agent: &Agent, replicas: &mut [Replica]) -> Result<()> {
-    let mut command = vec!["mode", "enforce"];
-    if arguments.answer == Answer::Quiet {
-        command.extend(["--answer", "quiet"]);
-    }
+    let answer = match arguments.answer {
+        Answer::Unimplemented => "unimplemented",
+        Answer::Quiet => "quiet",
+    };
+    let command = ["mode", "enforce", "--answer", answer];
     println!("pendguard {}", command.join(" "));
     let output = agent.command(&command).await?;
     ensure!(

@@ -25,7 +25,7 @@ const USER: u32 = 65534;
 /// Calls of each replica.
 const CALLS: u64 = 200;
 /// What enforces in the tests' namespace.
-const ENFORCE: &str = "mode = \"audit\"\n[[rule]]\nnamespace = \"test\"\nmode = \"enforce\"\n";
+const ENFORCE: &str = "mode = \"audit\"\n[[rule]]\nnamespace = \"test\"\nmode = \"enforce\"\nanswer = \"unimplemented\"\n";
 const AUDIT: &str = "mode = \"audit\"\n";
 /// The largest that the image may be.
 const LIMIT: u64 = 25 << 20;

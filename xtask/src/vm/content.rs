@@ -88,6 +88,7 @@ fn add_built(image: &mut Image, workspace: &Workspace) -> Result<()> {
         image.add(&workspace.path("tests").join(tree))?;
     }
     image.add(&workspace.bpf_cases())?;
+    image.add(&workspace.bpf_floor())?;
     image.add(&workspace.target("peers/go-peer"))
 }
 

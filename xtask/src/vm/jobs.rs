@@ -18,7 +18,7 @@ const PARANOID: &str = "3";
 
 /// What runs if the user names no tests: every program loads, counts exactly, follows answers, rejects and goes, whatever calls the
 /// kernel. All others run when they are named (`processes`, `peers`, and all of `enforce`: some hours under emulation).
-pub const TESTS: [&str; 23] = [
+pub const TESTS: [&str; 24] = [
     "fixtures",
     "parser",
     "doctor",
@@ -32,6 +32,7 @@ pub const TESTS: [&str; 23] = [
     "answers::every_server",
     "answers::what_is_given_up",
     "answers::left_alone",
+    "ends",
     "late",
     "rewrite",
     "quiet",
@@ -83,11 +84,12 @@ const ENFORCING: [&str; 6] = [
 const ONLY_WITH: [(&str, &str); 2] = [("privileges", "rewrite"), ("rewrite", "rewrite")];
 
 /// Those that are about tracepoints, about no tap, or about what is behind the tap and the same for each.
-const ONLY_TRACEPOINT: [&str; 12] = [
+const ONLY_TRACEPOINT: [&str; 13] = [
     "agent",
     "answers::every_server",
     "answers::left_alone",
     "doctor",
+    "ends",
     "enforce::another_build",
     "enforce::modes_at_run_time",
     "exactness::grpc_go_in_the_middle",

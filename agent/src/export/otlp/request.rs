@@ -233,6 +233,10 @@ fn end(attributes: &mut Vec<KeyValue>, code: &str) {
     let known = Code::ALL.into_iter().find(|known| known.name() == code);
     match known {
         Some(Code::Ok) => attributes.push(text("rpc.response.status_code", code)),
+        Some(Code::Quiet) => {
+            attributes.push(text("rpc.response.status_code", Code::Ok.name()));
+            attributes.push(text("pendguard.code", code));
+        }
         // It ended with a status, maybe OK; nobody knows which.
         Some(Code::Unresolved) | None => attributes.push(text("pendguard.code", code)),
         Some(Code::Reset | Code::ConnectionLost) => attributes.push(text("error.type", code)),
@@ -409,6 +413,13 @@ pub(super) mod tests {
             (Code::Reset, &[("error.type", "RESET")]),
             (Code::ConnectionLost, &[("error.type", "CONNECTION_LOST")]),
             (Code::Unresolved, &[("pendguard.code", "UNRESOLVED")]),
+            (
+                Code::Quiet,
+                &[
+                    ("pendguard.code", "QUIET"),
+                    ("rpc.response.status_code", "OK"),
+                ],
+            ),
         ] {
             let mut attributes = Vec::new();
             end(&mut attributes, code.name());

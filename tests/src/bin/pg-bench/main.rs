@@ -15,7 +15,6 @@
 #![forbid(unsafe_code)]
 
 mod cpu;
-mod floor;
 mod load;
 mod profile;
 mod progress;

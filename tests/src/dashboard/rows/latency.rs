@@ -63,8 +63,8 @@ pub const ROW: Row = Row {
         },
         Panel {
             title: "Answers by code",
-            description: "How calls ended, by gRPC status. UNIMPLEMENTED is how rejected calls end, and is harmless. \
-                          Other codes than OK come from the source itself: UNAVAILABLE or DEADLINE_EXCEEDED mean that it is in trouble.",
+            description: "How calls ended, by gRPC status. UNIMPLEMENTED and QUIET are how rejected calls end, and are harmless. \
+                          All others but OK come from the source itself: UNAVAILABLE or DEADLINE_EXCEEDED mean that it is in trouble.",
             kind: Kind::Stacked,
             unit: Unit::CallsPerSecond,
             queries: &[Query::new(

@@ -1,7 +1,5 @@
 //! The client, in the data plane's place: one connection, on which it reads, acknowledges and calls.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,8 +14,6 @@ use pendguard_tests::proto::{
     AckRequest, AckResponse, Handshake, Offset, ReadRequest, ReadResponse, ack_request,
     read_request,
 };
-use rustix::net::{SocketAddrUnix, getpeername};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -27,7 +23,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 use super::{Answer, BATCH, Called, Order, PAYLOAD, PENDING_EVERY};
-use crate::floor::EmptyVerdict;
 use crate::stats::quantile;
 
 /// Connects, and does what standard input says until that ends.
@@ -36,7 +31,6 @@ pub async fn run(socket: &Path) -> Result<()> {
     Answer::Ready.print()?;
     let mut orders = lines::stdin();
     let mut reader = None;
-    let mut empty: Option<EmptyVerdict> = None;
     while let Some(line) = orders.recv().await {
         let answer = match serde_json::from_str(&line)? {
             Order::Call {
@@ -54,37 +48,11 @@ pub async fn run(socket: &Path) -> Result<()> {
             }
             Order::Mark => reader.as_ref().context("nothing is read")?.mark(),
             Order::Stop => reader.take().context("nothing is read")?.stop().await?,
-            Order::Empty { on } => {
-                drop(empty.take());
-                if on {
-                    empty = Some(EmptyVerdict::before(&connected(socket)?)?);
-                }
-                Answer::Done
-            }
+            order @ Order::Empty { .. } => bail!("the client is told to {order:?}"),
         };
         answer.print()?;
     }
     Ok(())
-}
-
-/// Copies of this process's descriptors that are connected to a socket.
-fn connected(socket: &Path) -> Result<Vec<OwnedFd>> {
-    let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let mut found = Vec::new();
-    for number in std::fs::read_dir("/proc/self/fd")? {
-        let number = number?.file_name().to_string_lossy().parse()?;
-        let fd = pidfd_getfd(&this, number, PidfdGetfdFlags::empty())?;
-        let Ok(Some(address)) = getpeername(&fd) else {
-            continue;
-        };
-        let Ok(address) = SocketAddrUnix::try_from(address) else {
-            continue;
-        };
-        if address.path_bytes() == Some(socket.as_os_str().as_bytes()) {
-            found.push(fd);
-        }
-    }
-    Ok(found)
 }
 
 /// Calls until `limit` is over, at least once.

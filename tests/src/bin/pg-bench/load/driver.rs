@@ -109,7 +109,7 @@ impl Process {
         self.done(Order::Read { rate }).await
     }
 
-    /// Puts its connections before an empty verdict program, or takes them away.
+    /// Puts a source's connections before an empty verdict program, or takes them away.
     pub async fn empty(&mut self, on: bool) -> Result<()> {
         self.done(Order::Empty { on }).await
     }

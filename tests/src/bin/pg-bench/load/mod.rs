@@ -38,7 +38,7 @@ pub enum Order {
     Mark,
     /// To the client: stop reading.
     Stop,
-    /// Put this end of the connections before an empty verdict program, or take it away from it.
+    /// To the source: put the connections before an empty verdict program, or take them away from it.
     Empty { on: bool },
 }
 

@@ -15,7 +15,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answer, Order, PAYLOAD};
-use crate::floor::EmptyVerdict;
+use pendguard_tests::floor::EmptyVerdict;
 
 /// Serves the socket until standard input ends. With `keep` it can put its connections before an empty verdict program.
 pub async fn run(socket: &Path, keep: bool) -> Result<()> {

@@ -16,29 +16,34 @@ pub enum Mode {
     Audit,
     /// The source's end is in a socket map with a program that does nothing.
     Empty,
-    /// Both ends are: what a gate would have to be that edits answers, too.
-    EmptyEnds,
     /// An agent that enforces: the source's end is behind the gate.
     Gate,
     /// An agent that enforces in the sender's buffer: where the kernel lets programs write to processes.
     Rewrite,
+    /// The same, and rejected calls are answered quietly: an octet of their answers is edited, too.
+    Quiet,
     /// A proxy.
     Proxy(Kind),
 }
 
 impl Mode {
     /// Without a proxy.
-    pub const OURS: [Self; 6] = [
+    pub const OURS: [Self; 5] = [
         Self::Control,
         Self::NoAnswers,
         Self::Audit,
         Self::Empty,
-        Self::EmptyEnds,
         Self::Gate,
     ];
 
     /// Where instructions are counted.
-    pub const COUNTED: [Self; 4] = [Self::Control, Self::NoAnswers, Self::Audit, Self::Rewrite];
+    pub const COUNTED: [Self; 5] = [
+        Self::Control,
+        Self::NoAnswers,
+        Self::Audit,
+        Self::Rewrite,
+        Self::Quiet,
+    ];
 
     /// All that are timed.
     pub fn all() -> Vec<Self> {
@@ -53,22 +58,22 @@ impl Mode {
             Self::NoAnswers => "audit, --no-answers",
             Self::Audit => "audit",
             Self::Empty => "an empty sk_skb program",
-            Self::EmptyEnds => "empty sk_skb programs at both ends",
             Self::Gate => "gate (enforce)",
             Self::Rewrite => "rewrite (enforce)",
+            Self::Quiet => "rewrite (enforce), quiet",
             Self::Proxy(kind) => kind.name(),
         }
     }
 
     /// Whether calls of PendingFn reach the source.
     pub const fn admits(self) -> bool {
-        !matches!(self, Self::Gate | Self::Rewrite)
+        !matches!(self, Self::Gate | Self::Rewrite | Self::Quiet)
     }
 
     /// Whether something that is not the source rejects calls.
     pub const fn rejects(self) -> bool {
         match self {
-            Self::Gate | Self::Rewrite => true,
+            Self::Gate | Self::Rewrite | Self::Quiet => true,
             Self::Proxy(kind) => kind.rejects(),
             _ => false,
         }

@@ -132,13 +132,13 @@ async fn within(
             payers.push((Part::Agent, vec![pid]));
             &mut world.direct
         }
-        Beside::Nothing | Beside::Empty | Beside::EmptyEnds => &mut world.direct,
+        Beside::Nothing | Beside::Empty => &mut world.direct,
     };
     payers.push((Part::Client, vec![client.pid()]));
     let expected = Expected {
         admits: mode.admits(),
         rejected: match mode {
-            Mode::Gate | Mode::Rewrite => Some(PENDING),
+            Mode::Gate | Mode::Rewrite | Mode::Quiet => Some(PENDING),
             _ if mode.rejects() => Some(REJECTED),
             _ => None,
         },
@@ -265,7 +265,7 @@ async fn account(
 ) -> Result<(Option<u64>, BTreeMap<String, f64>)> {
     let mut programs = BTreeMap::new();
     let resident = match beside {
-        Beside::Nothing | Beside::Empty | Beside::EmptyEnds => None,
+        Beside::Nothing | Beside::Empty => None,
         Beside::Proxy(_, proxy, _) => Some(cpu::resident(&proxy.processes()?)?),
         Beside::Agent(agent, _) => {
             if !plan.reading.is_zero() {

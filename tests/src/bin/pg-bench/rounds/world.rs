@@ -30,7 +30,6 @@ pub struct World {
 pub enum Beside {
     Nothing,
     Empty,
-    EmptyEnds,
     /// What it pins goes with the second, if there is one.
     Agent(Agent, Option<BpfFs>),
     /// With a client that is connected through it.
@@ -44,7 +43,7 @@ impl World {
         let directory = tempfile::tempdir()?;
         let pod = Pod::mono_vertex("bench", "1");
         let socket = directory.path().join("source.sock");
-        let options: &[&str] = if matches!(mode, Mode::Empty | Mode::EmptyEnds) {
+        let options: &[&str] = if mode == Mode::Empty {
             &["--keep"]
         } else {
             &[]
@@ -67,11 +66,6 @@ impl World {
                 self.source.empty(true).await?;
                 Beside::Empty
             }
-            Mode::EmptyEnds => {
-                self.source.empty(true).await?;
-                self.direct.empty(true).await?;
-                Beside::EmptyEnds
-            }
             Mode::NoAnswers | Mode::Audit => {
                 let arguments: &[&str] = match mode {
                     Mode::NoAnswers => &["--no-answers"],
@@ -81,19 +75,33 @@ impl World {
                 agent.until_watches(self.direct.pid()).await?;
                 Beside::Agent(agent, None)
             }
-            Mode::Gate | Mode::Rewrite => {
+            Mode::Gate | Mode::Rewrite | Mode::Quiet => {
                 let bpffs = BpfFs::mount()?;
                 let enforcer = if mode == Mode::Gate {
                     "gate"
                 } else {
                     "rewrite"
                 };
-                let enforce = ["--mode", "enforce", "--enforcer", enforcer];
+                let answer = if mode == Mode::Quiet {
+                    "quiet"
+                } else {
+                    "unimplemented"
+                };
+                let enforce = [
+                    "--mode",
+                    "enforce",
+                    "--enforcer",
+                    enforcer,
+                    "--answer",
+                    answer,
+                ];
                 let agent = Agent::start_at(&bpffs.pins(), &enforce).await?;
                 agent.until_watches(self.direct.pid()).await?;
                 wait_for("calls are rejected", WAIT_LIMIT, async || {
-                    let called = self.direct.call(PENDING, Duration::ZERO, 1).await?;
-                    Ok(called.all("UNIMPLEMENTED").then_some(()))
+                    self.direct.call(PENDING, Duration::ZERO, 1).await?;
+                    let scrape = agent.scrape().await?;
+                    let rejected = scrape.sum("pendguard_rejections_total", &[("answer", answer)]);
+                    Ok((rejected > Some(0)).then_some(()))
                 })
                 .await?;
                 Beside::Agent(agent, Some(bpffs))
@@ -113,10 +121,6 @@ impl World {
         match beside {
             Beside::Nothing => {}
             Beside::Empty => self.source.empty(false).await?,
-            Beside::EmptyEnds => {
-                self.direct.empty(false).await?;
-                self.source.empty(false).await?;
-            }
             Beside::Agent(agent, bpffs) => {
                 agent.stop().await?;
                 drop(bpffs);

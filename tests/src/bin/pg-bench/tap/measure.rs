@@ -11,9 +11,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
 use super::kinds::Kind;
-use crate::floor::EmptyCalls;
 use crate::progress::Progress;
 use crate::stats::Spread;
+use pendguard_tests::floor::EmptyCalls;
 
 /// Rounds whose ratios are compared.
 pub const ROUNDS: usize = 5;

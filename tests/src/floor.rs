@@ -1,5 +1,5 @@
-//! Programs that do nothing (`agent-ebpf/src/floor.rs`): what their hooks cost by themselves, below which no program on the same
-//! hooks can be.
+//! Programs that do nothing (`agent-ebpf/src/floor.rs`): what their hooks cost and do by themselves, below which no program on the
+//! same hooks can be.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -8,9 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, SockMap};
 use aya::programs::{SkSkb, TracePoint};
-use pendguard_tests::bpffs::private_mounts;
-use pendguard_tests::peers::target_directory;
 use rustix::mount::{MountFlags, mount};
+
+use crate::bpffs::private_mounts;
+use crate::peers::target_directory;
 
 /// Where tracepoints are, if it is mounted.
 const TRACEFS: &str = "/sys/kernel/tracing";
@@ -31,6 +32,9 @@ pub struct EmptyVerdict {
 
 impl EmptyVerdict {
     /// Puts these sockets behind the program. They must be idle: what waits in a socket would be lost.
+    ///
+    /// # Errors
+    /// Something waits in one, or the kernel refuses.
     pub fn before(sockets: &[OwnedFd]) -> Result<Self> {
         ensure!(!sockets.is_empty(), "there is no connection");
         let mut object = load()?;
@@ -54,12 +58,16 @@ impl EmptyVerdict {
     }
 }
 
-/// Programs that do nothing at these tracepoints of system calls, such as `sys_exit_write`.
+/// Programs that do nothing at tracepoints of system calls.
 pub struct EmptyCalls {
     _object: Ebpf,
 }
 
 impl EmptyCalls {
+    /// Attaches them to these, such as `sys_exit_write`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub fn on(tracepoints: &[&str]) -> Result<Self> {
         if !Path::new(TRACEFS).join("events").exists() {
             private_mounts()?;
