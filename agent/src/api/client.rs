@@ -49,7 +49,7 @@ pub enum ClientError {
         /// Why.
         source: tonic::transport::Error,
     },
-    /// It was there, and told of calls.
+    /// It was there, and ended before it had answered.
     #[error("the agent on {} has gone", .0.display())]
     Gone(PathBuf),
     /// The agent refuses.
@@ -179,6 +179,10 @@ async fn agent(path: &Path, deadline: Duration) -> Result<AgentClient<Channel>, 
 }
 
 fn refused(path: &Path, status: tonic::Status) -> ClientError {
+    // What the transport says, and not the agent.
+    if status.code() == tonic::Code::Unknown && status.source().is_some() {
+        return ClientError::Gone(path.to_owned());
+    }
     ClientError::Refused {
         path: path.to_owned(),
         status: Box::new(status),
@@ -225,6 +229,8 @@ pub async fn connect(path: &Path, deadline: Duration) -> Result<Channel, ClientE
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[tokio::test]
@@ -246,6 +252,28 @@ mod tests {
         let path = directory.path().join("api.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-        assert!(fetch(&path).await.is_err());
+        let error = fetch(&path).await.unwrap_err().to_string();
+        assert!(!error.contains("Unknown error"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_ends_meanwhile_has_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let begin_and_end = async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Its SETTINGS, with which the client takes it for a server.
+            stream
+                .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+                .await
+                .unwrap();
+            // How it begins is less, and with a request it is more.
+            let mut asked = [0; 100];
+            stream.read_exact(&mut asked).await.unwrap();
+        };
+        let (error, ()) = tokio::join!(fetch(&path), begin_and_end);
+        let error = error.unwrap_err();
+        assert!(matches!(error, ClientError::Gone(_)), "{error}");
     }
 }

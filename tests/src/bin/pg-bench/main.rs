@@ -179,10 +179,18 @@ fn run(what: &str, options: &Options) -> Result<()> {
         Some(path) => Report::read(path)?,
         None => Report::default(),
     };
-    let measured = block_on(measure(what, options))?;
-    report.update(measured);
     let directory = target_directory().join("bench");
     std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let mut measured = Report::default();
+    if let Err(error) = block_on(measure(what, options, &mut measured)) {
+        let part = directory.join(format!("{what}-part.json"));
+        measured.write(&part)?;
+        return Err(error.context(format!(
+            "{} has what was measured until then (--with takes it over)",
+            shown(&part)
+        )));
+    }
+    report.update(measured);
     let kept = directory.join(format!("{what}.json"));
     report.write(&kept)?;
     report.show();
@@ -207,7 +215,7 @@ fn shown(path: &Path) -> std::path::Display<'_> {
         .display()
 }
 
-async fn measure(what: &str, options: &Options) -> Result<Report> {
+async fn measure(what: &str, options: &Options, report: &mut Report) -> Result<()> {
     let quick = options.quick;
     let (modes, of_rounds) = match what {
         "calls" => (Mode::OURS.to_vec(), What::Calls),
@@ -226,7 +234,7 @@ async fn measure(what: &str, options: &Options) -> Result<Report> {
     let with_scale = ["scale", "all"].contains(&what);
     let with_profile = ["profile", "all"].contains(&what);
     if modes.is_empty() && !with_tap && !with_scale && !with_profile {
-        return Ok(Report::default());
+        return Ok(());
     }
     ensure!(
         rustix::process::geteuid().is_root(),
@@ -241,22 +249,17 @@ async fn measure(what: &str, options: &Options) -> Result<Report> {
             0
         };
     let bar = Progress::new(steps)?;
-    let report = Report {
-        machine: Some(Machine::this(quick)?),
-        samples: rounds::run(&modes, of_rounds, quick, &bar).await?,
-        tap: match with_tap {
-            true => Some(tap::run(quick, &bar).await?),
-            false => None,
-        },
-        scale: match with_scale {
-            true => scale::run(quick, &bar).await?,
-            false => Vec::new(),
-        },
-        profile: match with_profile {
-            true => Some(profile::run(quick, &bar).await?),
-            false => None,
-        },
-    };
+    report.machine = Some(Machine::this(quick)?);
+    rounds::run(&modes, of_rounds, quick, &bar, &mut report.samples).await?;
+    if with_tap {
+        report.tap = Some(tap::run(quick, &bar).await?);
+    }
+    if with_scale {
+        report.scale = scale::run(quick, &bar).await?;
+    }
+    if with_profile {
+        report.profile = Some(profile::run(quick, &bar).await?);
+    }
     bar.end();
-    Ok(report)
+    Ok(())
 }

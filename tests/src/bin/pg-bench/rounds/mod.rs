@@ -84,17 +84,22 @@ fn plan(what: What, quick: bool) -> Plan {
     }
 }
 
-/// Takes all samples.
-pub async fn run(modes: &[Mode], what: What, quick: bool, bar: &Progress) -> Result<Vec<Sample>> {
+/// Takes all samples. After an error those are there that had been taken.
+pub async fn run(
+    modes: &[Mode],
+    what: What,
+    quick: bool,
+    bar: &Progress,
+    samples: &mut Vec<Sample>,
+) -> Result<()> {
     let plan = plan(what, quick);
-    let mut samples = Vec::new();
     for (round, mode) in schedule(modes, rounds(what, quick)) {
         bar.begin(format!("round {}: {}", round + 1, mode.name()));
         let sample = Sample::take(round, mode, plan).await;
         samples.push(sample.with_context(|| format!("round {}: {}", round + 1, mode.name()))?);
         bar.done();
     }
-    Ok(samples)
+    Ok(())
 }
 
 /// What a metric was in a mode, in all rounds.
