@@ -336,7 +336,7 @@ mod tests {
                 count: 7,
             },
             Command::CallPath {
-                path: "/source.v1.Source/BlockedFn".to_owned(),
+                path: "/source.v1.Source/NoSuchFn".to_owned(),
                 count: 8,
             },
             Command::BackgroundOn { rate: 0 },

@@ -39,7 +39,7 @@ const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 /// How long a source may take to be read to its end, or to be found dead.
 const READ_LIMIT: Duration = Duration::from_secs(20);
 /// A method that no source has: what Pendguard makes of a call that it rejects. Its path is as long as PendingFn's.
-const NO_METHOD: &str = "/source.v1.Source/BlockedFn";
+const NO_METHOD: &str = "/source.v1.Source/PendingF=";
 
 async fn source(directory: &TempDir) -> Source {
     let options = SourceOptions {

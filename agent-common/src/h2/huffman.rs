@@ -112,14 +112,14 @@ mod tests {
 
     /// What Numaflow's data plane really sends, and the path of the same length that stands in for it.
     #[test]
-    fn pending_and_blocked() {
+    fn pending_and_its_substitute() {
         assert_eq!(
             hex("/source.v1.Source/PendingFn"),
             "6107b6c2157ee15f71edb08563596a90d54d86af"
         );
         assert_eq!(
-            hex("/source.v1.Source/BlockedFn"),
-            "6107b6c2157ee15f71edb08562ed072752c986af"
+            hex("/source.v1.Source/PendingF="),
+            "6107b6c2157ee15f71edb08563596a90d54d860f"
         );
     }
 

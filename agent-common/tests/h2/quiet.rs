@@ -146,9 +146,9 @@ fn check(sent: &[u8], bytes: &[u8], said: &[Said]) -> Result<usize, TestCaseErro
             prop_assert!(expected[regular..].iter().all(|f| f.0[0] != b':'));
         } else if said.class >= LATCHED {
             let blocked = if sent[at].1 == PENDING.as_bytes() {
-                "/source.v1.Source/BlockedFn"
+                "/source.v1.Source/PendingF="
             } else {
-                "/source.v1.Source/ydaeRsI"
+                "/source.v1.Source/IsRead="
             };
             expected[at].1 = blocked.into();
         }

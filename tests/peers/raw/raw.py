@@ -19,7 +19,7 @@ import threading
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PENDING = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d86af")  # Huffman: /source.v1.Source/PendingFn
-BLOCKED = bytes.fromhex("6107b6c2157ee15f71edb08562ed072752c986af")  # Huffman: /source.v1.Source/BlockedFn
+BLOCKED = bytes.fromhex("6107b6c2157ee15f71edb08563596a90d54d860f")  # Huffman: /source.v1.Source/PendingF=
 LIBC = ctypes.CDLL(None, use_errno=True)
 EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]  # `exit` of one thread, which libc has no function for
 

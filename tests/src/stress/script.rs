@@ -27,11 +27,11 @@ const END_HEADERS: u8 = 4;
 const PATHS: [[&[u8]; 2]; 2] = [
     [
         b"/source.v1.Source/PendingFn",
-        b"/source.v1.Source/BlockedFn",
+        b"/source.v1.Source/PendingF=",
     ],
     [
         b"\x61\x07\xb6\xc2\x15\x7e\xe1\x5f\x71\xed\xb0\x85\x63\x59\x6a\x90\xd5\x4d\x86\xaf",
-        b"\x61\x07\xb6\xc2\x15\x7e\xe1\x5f\x71\xed\xb0\x85\x62\xed\x07\x27\x52\xc9\x86\xaf",
+        b"\x61\x07\xb6\xc2\x15\x7e\xe1\x5f\x71\xed\xb0\x85\x63\x59\x6a\x90\xd5\x4d\x86\x0f",
     ],
 ];
 /// `te`, `content-type` and `user-agent`, as a client writes them when it opens its first stream, and as indices from then on.
@@ -252,7 +252,7 @@ mod tests {
                 [
                     ":method=POST",
                     ":scheme=http",
-                    ":path=/source.v1.Source/BlockedFn",
+                    ":path=/source.v1.Source/PendingF=",
                     "te=trailers",
                     "content-type=application/grpc",
                     "user-agent=tonic/0.14.2"

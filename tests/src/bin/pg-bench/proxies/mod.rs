@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 use crate::cpu;
 
 /// The path that they reject: of the same length as PendingFn's, and unknown to the source.
-pub const REJECTED: &str = "/source.v1.Source/BlockedFn";
+pub const REJECTED: &str = "/source.v1.Source/PendingF=";
 
 /// How long one may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
