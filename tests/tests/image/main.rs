@@ -410,6 +410,17 @@ fn reads_environments(pid: u32) -> Result<bool> {
     Ok(output.status.success() && !output.stdout.is_empty())
 }
 
+/// What an agent did.
+#[derive(Debug)]
+enum Done {
+    /// It did what it is for, so long after it was ready.
+    After(Duration),
+    /// It was ready, and did nothing.
+    Nothing,
+    /// It ended, and said this.
+    Ended(String),
+}
+
 /// What an agent does in its overlay, and doesn't with less.
 struct Scenario {
     image: Image,
@@ -428,8 +439,10 @@ impl Scenario {
     async fn without_each(&self, spared: &[&str]) -> Result<()> {
         let capabilities = added(&self.pod["containers"][0]);
         ensure!(capabilities.len() >= 3, "{capabilities:?}");
-        let took = self.with(&capabilities, JOIN_LIMIT).await?;
-        let took = took.with_context(|| format!("nothing with all of {capabilities:?}"))?;
+        let took = match self.with(&capabilities, JOIN_LIMIT).await? {
+            Done::After(took) => took,
+            done => anyhow::bail!("with all of {capabilities:?}: {done:?}"),
+        };
         let limit = took + Self::never();
         for missing in &capabilities {
             if spared.contains(&missing.as_str()) {
@@ -438,15 +451,22 @@ impl Scenario {
             }
             let mut others = capabilities.clone();
             others.retain(|capability| capability != missing);
-            let works = self.with(&others, limit).await;
-            let works = works.with_context(|| format!("without {missing}"))?;
-            ensure!(works.is_none(), "{missing} is not needed");
+            let done = self.with(&others, limit).await;
+            match done.with_context(|| format!("without {missing}"))? {
+                Done::After(took) => anyhow::bail!("{missing} is not needed: {took:?}"),
+                // An agent that ends for another reason would prove nothing.
+                Done::Ended(said) => ensure!(
+                    said.contains("CAP_") || said.contains("not permitted"),
+                    "without {missing}: {said}"
+                ),
+                Done::Nothing => {}
+            }
         }
         Ok(())
     }
 
-    /// How long it takes to do something with these, once it is ready; `None`: it doesn't within `limit`.
-    async fn with(&self, capabilities: &[String], limit: Duration) -> Result<Option<Duration>> {
+    /// What it does with these within `limit`, once it is ready.
+    async fn with(&self, capabilities: &[String], limit: Duration) -> Result<Done> {
         // A replica of its own: what has been pinned for another one may still be in its way.
         let mut one = Replica::start_as_user("container-less", 1, USER).await?;
         let node = Node::new(if self.rejects { ENFORCE } else { AUDIT })?;
@@ -457,7 +477,7 @@ impl Scenario {
             Err(error) => {
                 let said = format!("{error:#}");
                 ensure!(said.contains("the agent ended"), "{said}");
-                return Ok(None);
+                return Ok(Done::Ended(said));
             }
         };
         let started = Instant::now();
@@ -466,10 +486,11 @@ impl Scenario {
                 let called = one.client.call(Method::PendingFn, 1).await?;
                 Ok((called.ok == 0).then_some(()))
             });
-            let some = rejected.await.is_ok();
+            let outcome = rejected.await;
+            let some = outcome.is_ok();
             let scrape = container.agent.scrape().await?;
             let [_, rejected, _] = counts(&one, &scrape);
-            ensure!(some == (rejected > 0), "{scrape:?}");
+            ensure!(some == (rejected > 0), "{outcome:?}, {scrape:?}");
             some
         } else {
             // Whoever is there when it begins is counted from its first call on.
@@ -478,7 +499,11 @@ impl Scenario {
         };
         let took = started.elapsed();
         container.agent.stop().await?;
-        Ok(works.then_some(took))
+        Ok(if works {
+            Done::After(took)
+        } else {
+            Done::Nothing
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Every check that CI runs, in the order in which a mistake is found soonest.
 
 mod budget;
+mod complaints;
 mod counts;
 pub mod faults;
 mod lints;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use self::budget::Budget;
+pub use self::complaints::Complaints;
 pub use self::counts::Counts;
 use self::report::{Outcome, Report};
 use crate::architecture::Architecture;
@@ -198,5 +200,14 @@ fn privileged(workspace: &Workspace, scale: &str) -> Command {
 /// Runs `cargo test`, all of it even if a part fails, with `arguments` for the test programs.
 fn run_tests(command: &mut Command, arguments: &[&str], counts: &mut Counts) -> Result<()> {
     command.arg("--no-fail-fast").arg("--").args(arguments);
-    process::show_and_read(command, |line| counts.read(line))
+    let mut complaints = Complaints::default();
+    let result = process::show_and_read(command, |line| {
+        counts.read(line);
+        complaints.read(line);
+    });
+    // Each stands behind its own program's tests, far above by now.
+    for line in complaints.lines() {
+        println!("{line}");
+    }
+    result
 }

@@ -37,7 +37,7 @@ use crate::elf;
 use crate::process;
 use crate::progress::Progress;
 use crate::setup::Setup;
-use crate::test::Counts;
+use crate::test::{Complaints, Counts};
 use crate::workspace::Workspace;
 
 /// What a program may take in the machine, in seconds, if the user says nothing.
@@ -554,6 +554,7 @@ impl<'a> Hearing<'a> {
             counts: Counts::default(),
             seconds: 0.0,
             failures: Vec::new(),
+            complaints: Complaints::default(),
         });
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let path = directory.join("output.log");
@@ -607,6 +608,7 @@ impl<'a> Hearing<'a> {
         if let Some((job, Some(row))) = self.current {
             let row = &mut self.rows[row];
             row.counts.read(line);
+            row.complaints.read(line);
             if let Some(test) = failed_test(line) {
                 row.failures.push(format!("{}::{test}", job.name));
             }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{VARIANTS, Variant};
 use crate::progress::Seconds;
-use crate::test::Counts;
+use crate::test::{Complaints, Counts};
 
 /// All that was learned.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -214,6 +214,9 @@ pub struct Row {
     pub seconds: f64,
     /// What went wrong, each in a few words: the names of tests, and programs that ended badly.
     pub failures: Vec<String>,
+    /// What the tests among them said.
+    #[serde(skip)]
+    pub complaints: Complaints,
 }
 
 impl Row {
@@ -285,6 +288,9 @@ pub fn table(rows: &[Row]) -> String {
             let Variant { tap, enforcer } = row.variant;
             let _ = writeln!(text, "FAILED: {}, {tap}/{enforcer}: {failure}", row.kernel);
         }
+        for line in row.complaints.lines() {
+            let _ = writeln!(text, "    {line}");
+        }
     }
     text
 }
@@ -302,6 +308,7 @@ mod tests {
             counts: Counts::default(),
             seconds: 1.5,
             failures: Vec::new(),
+            complaints: Complaints::default(),
         }
     }
 
