@@ -278,11 +278,12 @@ pub enum Manner {
     Split = 6,
     Answers = 7,
     Full = 8,
+    Unwritable = 9,
 }
 
 impl Manner {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Quiet,
         Self::Enforcer,
         Self::Client,
@@ -292,6 +293,7 @@ impl Manner {
         Self::Split,
         Self::Answers,
         Self::Full,
+        Self::Unwritable,
     ];
 
     /// The `reason` label of `pendguard_rejections_total`.
@@ -306,6 +308,7 @@ impl Manner {
             Self::Split => "split",
             Self::Answers => "answers",
             Self::Full => "full",
+            Self::Unwritable => "unwritable",
         }
     }
 
@@ -335,6 +338,9 @@ impl Manner {
             }
             Self::Full => {
                 "a quiet answer was asked for, and as many quiet calls are under way on the connection as can be"
+            }
+            Self::Unwritable => {
+                "a quiet answer was asked for, and the octet before the path could not be overwritten: the kernel was moving the client's memory"
             }
         }
     }

@@ -256,7 +256,7 @@ pub fn apply<S: Edit>(c: &Conn, s: &S, segments: &Segments) {
                 let number = path - WATCHED;
                 let manner = manner(c, s, segments, number);
                 match substitute(c, s, segments, number, manner) {
-                    Ok(id) => {
+                    Ok((id, manner)) => {
                         c.set_latched(true);
                         s.rejected(segments.first(), id, manner);
                     }
@@ -332,7 +332,7 @@ fn manner<S: Edit>(c: &Conn, s: &S, segments: &Segments, number: u32) -> u32 {
     }
 }
 
-/// Overwrites the literal that was just passed.
+/// Overwrites the literal that was just passed. Returns the spelling's id, and the manner in which it is rejected after all.
 #[inline(always)]
 fn substitute<S: Edit>(
     c: &Conn,
@@ -340,7 +340,7 @@ fn substitute<S: Edit>(
     segments: &Segments,
     number: u32,
     manner: u32,
-) -> Result<u32, Failure> {
+) -> Result<(u32, u32), Failure> {
     let Some(substitute) = s.substitute(number) else {
         return Err(Failure::NoSubstitute);
     };
@@ -367,11 +367,15 @@ fn substitute<S: Edit>(
         // Last, so that there is nothing to undo of it.
         let length = quiet::length(spelling.len, c.was_huffman());
         if let Err(why) = s.length(segments.length.get(), length, quiet::shorter(length)) {
+            if c.was_huffman() {
+                // With the length that it had it is a path that no source serves, too ([`quiet`]).
+                return Ok((id, quiet::code(Manner::Unwritable)));
+            }
             undo(s, segments, named, spelling.len, SEGMENTS);
             return Err(why);
         }
     }
-    Ok(id)
+    Ok((id, manner))
 }
 
 /// Overwrites the octets that lie in this send, of which the last one is the path's `end`th.

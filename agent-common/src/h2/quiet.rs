@@ -3,7 +3,8 @@
 //!
 //! * The request: `:path` of PendingFn becomes that of IsReady, which is two octets shorter in either spelling. Its length says so, and
 //!   the two octets become two indexed fields `accept-charset` without a value (`FILLER`). That is a correct request only where no other
-//!   pseudo-header field stands behind the path (RFC 9113 §8.3).
+//!   pseudo-header field stands behind the path (RFC 9113 §8.3). Where the length can't be overwritten any more, the two octets are a part
+//!   of the path, which in the Huffman code is a legal one that no source serves (`IsReadybV`): UNIMPLEMENTED.
 //! * The answer: the message `08 01` (`ReadyResponse {bool ready = 1}`) becomes `10 01`: to a PendingResponse that is an unknown field
 //!   and no result, which Rust's data plane takes for "unavailable", and says nothing.
 //!
@@ -169,6 +170,10 @@ mod tests {
             b"\x61\x07\xb6\xc2\x15\x7e\xe1\x5f\x71\xed\xb0\x85\x63\x22\x36\x94\x72\x7a\x8f\x8f"
                 .to_vec();
         assert_eq!(filled(huffman), hex);
+        let mut whole = [0; MAX_LEN];
+        let len = super::huffman::encode(b"/source.v1.Source/IsReadybV", &mut whole);
+        assert_eq!(len, Some(hex.len()));
+        assert_eq!(filled(huffman), whole[..hex.len()]);
         assert_eq!((length(20, true), length(27, false)), (0x94, 0x1b));
         assert_eq!((shorter(0x94), shorter(0x1b)), (0x92, 0x19));
         assert_eq!(spellings(b"/source.v1.Source/AckFn"), [Spelling::NONE; 2]);

@@ -276,6 +276,8 @@ struct Rewriting<'a> {
     reject: &'a dyn Fn() -> bool,
     /// Whether a rejected call is to be answered quietly.
     quiet: &'a dyn Fn() -> bool,
+    /// Whether the octet before a path can be overwritten.
+    writable: &'a dyn Fn() -> bool,
 }
 
 impl Edit for Rewriting<'_> {
@@ -316,6 +318,9 @@ impl Edit for Rewriting<'_> {
     }
     fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
         self.journal.length(place, was)?;
+        if !(self.writable)() {
+            return Err(Failure::Unwritable);
+        }
         let mut bytes = self.bytes.borrow_mut();
         assert_eq!(bytes[place as usize], was);
         bytes[place as usize] = octet;
@@ -363,7 +368,7 @@ impl Sender<'_> {
     fn send(
         &self,
         (at, len, sent): (usize, usize, usize),
-        (reject, quiet): (&dyn Fn() -> bool, &dyn Fn() -> bool),
+        judge: Judge<'_>,
         requests: &mut Vec<Said>,
     ) -> Vec<u8> {
         let before = self.bytes.borrow()[at..at + len].to_vec();
@@ -373,8 +378,9 @@ impl Sender<'_> {
             bytes: self.bytes,
             substitutes: &self.substitutes,
             journal: &journal,
-            reject,
-            quiet,
+            reject: judge.reject,
+            quiet: judge.quiet,
+            writable: judge.writable,
         };
         let apply = || edit::apply(&draft, &rewriting, &self.segments);
         self.walk(&draft, at, len, &apply, &mut || {});
@@ -387,7 +393,8 @@ impl Sender<'_> {
             let mut bytes = self.bytes.borrow_mut();
             match original {
                 Original::Octet { was, is } => {
-                    assert_eq!(bytes[place], is);
+                    // It is noted before it is written.
+                    assert!([was, is].contains(&bytes[place]));
                     bytes[place] = was;
                 }
                 Original::Spelling { id, from, end } => {
@@ -433,7 +440,12 @@ impl Sender<'_> {
 
 /// Walks a connection as `rewrite` does; each number says how long a send is, and the next how much of it is sent.
 fn rewrite(bytes: &[u8], cuts: &[u8], reject: &dyn Fn() -> bool) -> (Vec<u8>, Vec<(u32, u32)>) {
-    let (out, said) = rewrite_quietly(bytes, cuts, (reject, &|| false));
+    let judge = Judge {
+        reject,
+        quiet: &|| false,
+        writable: &|| true,
+    };
+    let (out, said) = rewrite_quietly(bytes, cuts, judge);
     assert!(said.iter().all(|said| said.manner == 0));
     (out, said.iter().map(|s| (s.stream, s.class)).collect())
 }
@@ -447,12 +459,28 @@ pub struct Said {
     pub manner: u32,
 }
 
+/// Who says what becomes of a call.
+#[derive(Clone, Copy)]
+pub struct Judge<'a> {
+    /// Whether it is to be rejected.
+    pub reject: &'a dyn Fn() -> bool,
+    /// Whether it is to be answered quietly then.
+    pub quiet: &'a dyn Fn() -> bool,
+    /// Whether the octet before its path can be overwritten.
+    pub writable: &'a dyn Fn() -> bool,
+}
+
+impl Judge<'_> {
+    /// All are rejected, quietly where that can be.
+    pub const QUIET: Self = Self {
+        reject: &|| true,
+        quiet: &|| true,
+        writable: &|| true,
+    };
+}
+
 /// The same, and which of the rejected calls are to be answered quietly.
-pub fn rewrite_quietly(
-    bytes: &[u8],
-    cuts: &[u8],
-    judge: (&dyn Fn() -> bool, &dyn Fn() -> bool),
-) -> (Vec<u8>, Vec<Said>) {
+pub fn rewrite_quietly(bytes: &[u8], cuts: &[u8], judge: Judge<'_>) -> (Vec<u8>, Vec<Said>) {
     let mut cuts = cuts.iter().map(|&n| usize::from(n)).cycle();
     // The preface is written whole, as every client does.
     let mut least = 24;
@@ -474,7 +502,7 @@ pub fn rewrite_quietly(
 pub fn rewrite_sends(
     bytes: &[u8],
     sends: &[(usize, usize)],
-    judge: (&dyn Fn() -> bool, &dyn Fn() -> bool),
+    judge: Judge<'_>,
 ) -> (Vec<u8>, Vec<Said>) {
     let all = RefCell::new(bytes.to_vec());
     let sender = Sender {
