@@ -487,11 +487,11 @@ impl<C: EbpfContext> Edit for Buffer<'_, C> {
     }
 
     #[inline(always)]
-    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> bool {
         let from = from & 127;
         // SAFETY: as above.
         let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
-        let _ = self.store(place, bytes, (end - from) & 127);
+        self.store(place, bytes, (end - from) & 127).is_ok()
     }
 
     #[inline(always)]

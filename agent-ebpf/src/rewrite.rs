@@ -572,6 +572,17 @@ struct Editing<'a> {
     journal: &'a Journal,
 }
 
+impl Editing<'_> {
+    /// Overwrites an octet that was noted.
+    #[inline(always)]
+    fn octet(&self, place: u64, octet: u8) -> Result<(), Failure> {
+        write(place, [octet].as_ptr(), 1).map_err(|()| {
+            self.journal.unwritten();
+            Failure::Unwritable
+        })
+    }
+}
+
 impl Edit for Editing<'_> {
     #[inline(always)]
     fn substitute(&self, number: u32) -> Option<&Substitute> {
@@ -600,18 +611,27 @@ impl Edit for Editing<'_> {
         let len = positive(end.wrapping_sub(from), 127);
         // SAFETY: behind the spelling lies the substitute's slack, so the place is within the map value.
         let bytes = unsafe { s.spelling.substitute.as_ptr().add(from as usize) };
-        write(place, bytes, len).map_err(|()| Failure::Unwritable)
+        write(place, bytes, len).map_err(|()| {
+            // Of more than one octet some may have been written.
+            if len == 1 {
+                self.journal.unwritten();
+            }
+            Failure::Unwritable
+        })
     }
 
     #[inline(always)]
-    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> bool {
         let from = masked(from, 127);
         let len = positive(end.wrapping_sub(from), 127);
         // SAFETY: as above.
         let bytes = unsafe { s.spelling.watched.as_ptr().add(from as usize) };
-        if write_back(place, bytes, len, TRIES_AT_ENTRY).is_ok() {
-            self.journal.undone();
-        }
+        write_back(place, bytes, len, TRIES_AT_ENTRY).is_ok()
+    }
+
+    #[inline(always)]
+    fn undone(&self) {
+        self.journal.undone();
     }
 
     #[inline(always)]
@@ -619,10 +639,7 @@ impl Edit for Editing<'_> {
         let mut original = [0u8];
         read(place, original.as_mut_ptr(), 1).map_err(|()| Failure::Unwritable)?;
         self.journal.index(place, original[0])?;
-        write(place, [octet].as_ptr(), 1).map_err(|()| {
-            self.journal.undone();
-            Failure::Unwritable
-        })
+        self.octet(place, octet)
     }
 
     #[inline(always)]
@@ -638,7 +655,7 @@ impl Edit for Editing<'_> {
     #[inline(always)]
     fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
         self.journal.length(place, was)?;
-        write(place, [octet].as_ptr(), 1).map_err(|()| Failure::Unwritable)
+        self.octet(place, octet)
     }
 
     #[inline(always)]

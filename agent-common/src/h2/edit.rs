@@ -157,8 +157,11 @@ pub trait Edit {
     fn reject(&self, place: u64, begun: bool) -> bool;
     /// Overwrites the octets from `place` on with octets `from` to `end` of the substitute's spelling.
     fn literal(&self, place: u64, spelling: Named<'_>, from: u32, end: u32) -> Result<(), Failure>;
-    /// Puts octets `from` to `end` of the watched path's spelling back.
-    fn undo(&self, place: u64, spelling: Named<'_>, from: u32, end: u32);
+    /// Puts octets `from` to `end` of the watched path's spelling back. `false`: it could not.
+    fn undo(&self, place: u64, spelling: Named<'_>, from: u32, end: u32) -> bool;
+    /// All that was overwritten of this path has been put back.
+    #[inline(always)]
+    fn undone(&self) {}
     /// Overwrites the octet at `place`, an index.
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure>;
     /// Whether rejected calls of watched path `number` are to be answered quietly.
@@ -416,15 +419,18 @@ fn overwrite<S: Edit>(
 #[inline(always)]
 fn undo<S: Edit>(s: &S, segments: &Segments, named: Named<'_>, end: u32, last: usize) {
     let n = segments.count.get();
-    let mut k = 0;
+    let (mut k, mut left) = (0, 0);
     while k < SEGMENTS {
         if k > last || masked(k as u32, 7) >= n {
             break;
         }
         if let Some((place, from, end)) = piece(segments, named.spelling, k, n, end) {
-            s.undo(place, named, from, end);
+            left |= !s.undo(place, named, from, end) as u32;
         }
         k += 1;
+    }
+    if left == 0 {
+        s.undone();
     }
 }
 

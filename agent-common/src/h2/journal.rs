@@ -147,6 +147,15 @@ impl Journal {
         self.write(place, LENGTH | original as u32, 0, 1)
     }
 
+    /// The octet that was noted last could not be written.
+    #[inline(always)]
+    pub fn unwritten(&self) {
+        let n = self.written.get();
+        if n > 0 {
+            self.written.set(n - 1);
+        }
+    }
+
     /// The pieces of the call in progress have been put back.
     #[inline(always)]
     pub fn undone(&self) {

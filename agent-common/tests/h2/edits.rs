@@ -99,7 +99,7 @@ impl Edit for Piece<'_> {
         self.edits.set(self.edits.get() + 1);
         Ok(())
     }
-    fn undo(&self, _: u64, _: Named<'_>, _: u32, _: u32) {
+    fn undo(&self, _: u64, _: Named<'_>, _: u32, _: u32) -> bool {
         unreachable!("nothing fails here");
     }
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
@@ -298,10 +298,13 @@ impl Edit for Rewriting<'_> {
         bytes[place..place + end - from].copy_from_slice(&s.spelling.substitute[from..end]);
         Ok(())
     }
-    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> bool {
         let (place, from, end) = (place as usize, from as usize, end as usize);
         self.bytes.borrow_mut()[place..place + end - from]
             .copy_from_slice(&s.spelling.watched[from..end]);
+        true
+    }
+    fn undone(&self) {
         self.journal.undone();
     }
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
@@ -319,6 +322,7 @@ impl Edit for Rewriting<'_> {
     fn length(&self, place: u64, was: u8, octet: u8) -> Result<(), Failure> {
         self.journal.length(place, was)?;
         if !(self.writable)() {
+            self.journal.unwritten();
             return Err(Failure::Unwritable);
         }
         let mut bytes = self.bytes.borrow_mut();
@@ -393,8 +397,7 @@ impl Sender<'_> {
             let mut bytes = self.bytes.borrow_mut();
             match original {
                 Original::Octet { was, is } => {
-                    // It is noted before it is written.
-                    assert!([was, is].contains(&bytes[place]));
+                    assert_eq!(bytes[place], is);
                     bytes[place] = was;
                 }
                 Original::Spelling { id, from, end } => {

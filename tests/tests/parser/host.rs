@@ -219,8 +219,9 @@ impl Edit for Buffer<'_> {
     fn literal(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> Result<(), Failure> {
         self.store(place, &s.spelling.substitute[from as usize..end as usize])
     }
-    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) {
-        let _ = self.store(place, &s.spelling.watched[from as usize..end as usize]);
+    fn undo(&self, place: u64, s: Named<'_>, from: u32, end: u32) -> bool {
+        self.store(place, &s.spelling.watched[from as usize..end as usize])
+            .is_ok()
     }
     fn index(&self, place: u64, octet: u8) -> Result<(), Failure> {
         self.store(place, &[octet])
