@@ -96,14 +96,21 @@ impl World {
                     answer,
                 ];
                 let agent = Agent::start_at(&bpffs.pins(), &enforce).await?;
+                if mode == Mode::Quiet {
+                    // Who a client is it says when it connects.
+                    self.reconnect().await?;
+                }
                 agent.until_watches(self.direct.pid()).await?;
-                wait_for("calls are rejected", WAIT_LIMIT, async || {
+                let rejected = wait_for("calls are rejected", WAIT_LIMIT, async || {
                     self.direct.call(PENDING, Duration::ZERO, 1).await?;
                     let scrape = agent.scrape().await?;
                     let rejected = scrape.sum("pendguard_rejections_total", &[("answer", answer)]);
                     Ok((rejected > Some(0)).then_some(()))
-                })
-                .await?;
+                });
+                if let Err(error) = rejected.await {
+                    let scrape = agent.scrape().await?;
+                    return Err(error.context(format!("{scrape:?}")));
+                }
                 Beside::Agent(agent, Some(bpffs))
             }
             Mode::Proxy(kind) => {
@@ -114,6 +121,13 @@ impl World {
                 Beside::Proxy(kind, proxy, client)
             }
         })
+    }
+
+    /// Another client takes the place of the one that is connected to the source.
+    async fn reconnect(&mut self) -> Result<()> {
+        let socket = self.directory.path().join("source.sock");
+        let client = Process::start("client", &socket, &[], self.pod.numa()).await?;
+        std::mem::replace(&mut self.direct, client).end().await
     }
 
     /// Takes it away.
