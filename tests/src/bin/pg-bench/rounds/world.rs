@@ -1,5 +1,6 @@
 //! A source and its client, and what is put between or beside them while they go on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -36,13 +37,18 @@ pub enum Beside {
     Proxy(Kind, Proxy, Process),
 }
 
+/// Where the source listens.
+fn source_socket(directory: &TempDir) -> PathBuf {
+    directory.path().join("source.sock")
+}
+
 impl World {
     /// Starts them, on a node without an agent.
     pub async fn start(mode: Mode) -> Result<Self> {
         until_unloaded().await?;
         let directory = tempfile::tempdir()?;
         let pod = Pod::mono_vertex("bench", "1");
-        let socket = directory.path().join("source.sock");
+        let socket = source_socket(&directory);
         let options: &[&str] = if mode == Mode::Empty {
             &["--keep"]
         } else {
@@ -114,8 +120,7 @@ impl World {
                 Beside::Agent(agent, Some(bpffs))
             }
             Mode::Proxy(kind) => {
-                let upstream = self.directory.path().join("source.sock");
-                let proxy = Proxy::start(kind, &upstream).await?;
+                let proxy = Proxy::start(kind, &source_socket(&self.directory)).await?;
                 let client = Process::start("client", &proxy.socket(), &[], self.pod.numa()).await;
                 let client = client.with_context(|| proxy.log())?;
                 Beside::Proxy(kind, proxy, client)
@@ -125,7 +130,7 @@ impl World {
 
     /// Another client takes the place of the one that is connected to the source.
     async fn reconnect(&mut self) -> Result<()> {
-        let socket = self.directory.path().join("source.sock");
+        let socket = source_socket(&self.directory);
         let client = Process::start("client", &socket, &[], self.pod.numa()).await?;
         std::mem::replace(&mut self.direct, client).end().await
     }
