@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::at_once;
 use crate::process;
-use crate::progress::{Progress, Seconds};
+use crate::progress::{Beside, Progress, Seconds};
 use crate::rustup;
 use crate::setup::{CARGO_FUZZ, Setup};
 use crate::workspace::Workspace;
@@ -36,7 +38,7 @@ struct Fuzzed {
     executions: u64,
 }
 
-/// The verb `fuzz`: all targets, for `total` together. A failure ends it.
+/// The verb `fuzz`: all targets, for `total` together, as many at once as there are processors. Behind a failure no further one is begun.
 pub fn run(workspace: &Workspace, total: Duration, report: Option<&Path>) -> Result<()> {
     Setup::new(workspace).for_fuzz()?;
     let mut targets = Vec::new();
@@ -45,32 +47,40 @@ pub fn run(workspace: &Workspace, total: Duration, report: Option<&Path>) -> Res
         ensure!(!named.is_empty(), "{fuzzed}/fuzz has no target");
         targets.extend(named.into_iter().map(|target| (fuzzed, target)));
     }
-    let share = (total / u32::try_from(targets.len())?).max(Duration::from_secs(1));
-    let steps = u64::try_from(FUZZED.len() + targets.len())?;
+    let at_once = targets.len().min(thread::available_parallelism()?.get());
+    let share = share(total, targets.len(), at_once)?;
+    let steps = u64::try_from(2 * FUZZED.len() + targets.len())?;
     let mut progress = Progress::start("fuzz", steps);
     for fuzzed in FUZZED {
         seed(workspace, &mut progress, fuzzed)?;
+        compile(workspace, &mut progress, fuzzed)?;
     }
-    let mut done = Vec::new();
-    for (fuzzed, target) in targets {
-        let executions = fuzz(workspace, &mut progress, fuzzed, &target, share)?;
-        progress.done(&target, &format!("{executions} executions, no failure"));
-        done.push(Fuzzed {
-            about: about(workspace, fuzzed, &target)?,
-            target,
+    let done = at_once::on_each(&targets, at_once, |(fuzzed, target)| {
+        let step = progress.beside(target, &format!("for {}", Seconds(share)));
+        let executions = fuzz(workspace, &step, fuzzed, target, share)?;
+        step.done(&format!("{executions} executions, no failure"));
+        Ok(Fuzzed {
+            about: about(workspace, fuzzed, target)?,
+            target: target.clone(),
             executions,
-        });
-    }
+        })
+    })?;
     let all: u64 = done.iter().map(|fuzzed| fuzzed.executions).sum();
     progress.say(format!(
         "{all} executions of {} targets, no failure",
         done.len()
     ));
     if let Some(path) = report {
-        let text = markdown(&done, share, &workspace.revision());
+        let text = markdown(&done, (share, at_once), &workspace.revision());
         fs::write(path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+/// How long each of `targets` targets runs, in whole seconds, for all of them to take `total`.
+fn share(total: Duration, targets: usize, at_once: usize) -> Result<Duration> {
+    let rounds = u64::try_from(targets.div_ceil(at_once))?;
+    Ok(Duration::from_secs((total.as_secs() / rounds).max(1)))
 }
 
 /// The comment that a target's file begins with.
@@ -88,7 +98,7 @@ fn about(workspace: &Workspace, fuzzed: &str, target: &str) -> Result<String> {
     Ok(comment.join(" "))
 }
 
-fn markdown(done: &[Fuzzed], share: Duration, revision: &str) -> String {
+fn markdown(done: &[Fuzzed], (share, at_once): (Duration, usize), revision: &str) -> String {
     let mut text = String::from(
         "# Fuzzing\n\nMade by `cargo xtask fuzz --report FILE`, which ends at the first failure: what is here has none. Inputs grow from captured streams \
          and the like (`seeds`); debug assertions and overflow checks are on.\n\n",
@@ -96,7 +106,7 @@ fn markdown(done: &[Fuzzed], share: Duration, revision: &str) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "Revision `{revision}`, {} s a target.\n\n| target | what is compared | executions | failures |\n|---|---|---|---|",
+        "Revision `{revision}`, {} s a target, {at_once} at once.\n\n| target | what is compared | executions | failures |\n|---|---|---|---|",
         share.as_secs()
     );
     for fuzzed in done {
@@ -112,7 +122,11 @@ fn markdown(done: &[Fuzzed], share: Duration, revision: &str) -> String {
 }
 
 fn targets_of(workspace: &Workspace, fuzzed: &str) -> Result<Vec<String>> {
-    let list = process::stdout(cargo_fuzz(workspace, fuzzed).arg("list"))?;
+    let mut command = with_nightly(workspace.tool(CARGO_FUZZ.name));
+    command
+        .args(["fuzz", "list"])
+        .current_dir(workspace.path(fuzzed));
+    let list = process::stdout(&mut command)?;
     Ok(list.lines().map(str::to_owned).collect())
 }
 
@@ -132,10 +146,23 @@ fn seed(workspace: &Workspace, progress: &mut Progress, fuzzed: &str) -> Result<
     Ok(())
 }
 
+/// Compiles a crate's targets, so that those which run at once don't wait for one another.
+fn compile(workspace: &Workspace, progress: &mut Progress, fuzzed: &str) -> Result<()> {
+    let what = format!("targets of {fuzzed}");
+    progress.begin(&what, "compiling");
+    let directory = workspace.target("fuzz");
+    let mut command = cargo_fuzz(workspace, fuzzed, "build");
+    command.arg("--target-dir").arg(&directory);
+    let log = directory.join(format!("build-{fuzzed}.log"));
+    process::log(&mut command, &log, |line| progress.live(line))?;
+    progress.done(&what, "compiled");
+    Ok(())
+}
+
 /// Runs one target, and says how many inputs it was given.
 fn fuzz(
     workspace: &Workspace,
-    progress: &mut Progress,
+    step: &Beside<'_>,
     fuzzed: &str,
     target: &str,
     time: Duration,
@@ -145,19 +172,16 @@ fn fuzz(
     let log = directory.join(format!("{target}.log"));
     fs::write(&log, "").with_context(|| log.display().to_string())?;
 
-    progress.begin(target, &format!("for {} after compiling", Seconds(time)));
-    let mut command = cargo_fuzz(workspace, fuzzed);
+    let mut command = cargo_fuzz(workspace, fuzzed, "run");
     command
-        // The parser's indexing is all checked, so that the address sanitizer would find nothing; without it five times
-        // as many inputs are tried. Debug assertions and overflow checks are on either way.
-        .args(["run", "--sanitizer", "none", "--target-dir"])
+        .arg("--target-dir")
         .arg(&directory)
         .args([target, "--", INPUT_TIMEOUT])
         .arg(format!("-max_total_time={}", time.as_secs()));
     let mut executions = None;
     let mut artifact = None;
     let result = process::log(&mut command, &log, |line| {
-        progress.live(line);
+        step.live(line);
         executions = executions_in(line).or(executions);
         if let Some((_, path)) = line.split_once(ARTIFACT) {
             artifact = Some(path.to_owned());
@@ -176,10 +200,15 @@ fn executions_in(line: &str) -> Option<u64> {
     count.parse().ok()
 }
 
-/// cargo-fuzz in the fuzzed crate. Its flags are a nightly compiler's.
-fn cargo_fuzz(workspace: &Workspace, fuzzed: &str) -> Command {
+/// cargo-fuzz's `verb` in the fuzzed crate. Its flags are a nightly compiler's.
+fn cargo_fuzz(workspace: &Workspace, fuzzed: &str, verb: &str) -> Command {
     let mut command = with_nightly(workspace.tool(CARGO_FUZZ.name));
-    command.arg("fuzz").current_dir(workspace.path(fuzzed));
+    command
+        .args(["fuzz", verb])
+        // The parser's indexing is all checked, so that the address sanitizer would find nothing; without it five times
+        // as many inputs are tried. Debug assertions and overflow checks are on either way.
+        .args(["--sanitizer", "none"])
+        .current_dir(workspace.path(fuzzed));
     command
 }
 
@@ -208,13 +237,25 @@ mod tests {
             executions,
         };
         let done = [fuzzed("walk", 40), fuzzed("late", 2)];
-        let text = markdown(&done, Duration::from_secs(30), "abc");
+        let text = markdown(&done, (Duration::from_secs(30), 2), "abc");
         assert!(
-            text.contains("Revision `abc`, 30 s a target.\n\n| target"),
+            text.contains("Revision `abc`, 30 s a target, 2 at once.\n\n| target"),
             "{text}"
         );
         let rows = "| `walk` | Any octets. | 40 | 0 |\n| `late` | Any octets. | 2 | 0 |\n| all | | 42 | 0 |\n";
         assert!(text.ends_with(rows), "{text}");
+    }
+
+    #[test]
+    fn the_time_is_that_of_all_targets() -> Result<()> {
+        let seconds = |targets, at_once| -> Result<u64> {
+            Ok(share(Duration::from_secs(60), targets, at_once)?.as_secs())
+        };
+        assert_eq!(seconds(8, 1)?, 7);
+        assert_eq!(seconds(8, 2)?, 15);
+        assert_eq!(seconds(8, 3)?, 20);
+        assert_eq!(seconds(100, 1)?, 1);
+        Ok(())
     }
 
     #[test]

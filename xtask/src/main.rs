@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod architecture;
+mod at_once;
 mod build;
 mod demo;
 mod elf;

@@ -73,6 +73,16 @@ impl Progress {
         self.advance();
     }
 
+    /// Says that a step begins beside other steps of the list, and what it does.
+    pub fn beside(&self, name: &str, plan: &str) -> Beside<'_> {
+        self.say(format_args!("{name}: {plan} …"));
+        Beside {
+            progress: self,
+            name: name.to_owned(),
+            started: Instant::now(),
+        }
+    }
+
     /// Takes the live line away while `action` writes to the terminal.
     pub fn suspend<T>(&self, action: impl FnOnce() -> T) -> T {
         self.bar.suspend(action)
@@ -87,6 +97,31 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A step that runs beside others of its list.
+pub struct Beside<'a> {
+    progress: &'a Progress,
+    name: String,
+    started: Instant,
+}
+
+impl Beside<'_> {
+    /// Shows the latest line of what it prints, in place of what another printed.
+    pub fn live(&self, line: &str) {
+        let line = line.trim();
+        if !line.is_empty() {
+            self.progress.live(&format!("{}: {line}", self.name));
+        }
+    }
+
+    /// It is done; `result` is what is there now.
+    pub fn done(self, result: &str) {
+        let took = Seconds(self.started.elapsed());
+        self.progress
+            .say(format_args!("{}: {result} ({took})", self.name));
+        self.progress.advance();
     }
 }
 

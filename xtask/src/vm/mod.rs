@@ -16,11 +16,8 @@ mod userland;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -32,6 +29,7 @@ use self::kernel::{Kernel, Series};
 use self::machine::{Machine, Message};
 use self::report::{Report, Row};
 use crate::architecture::Architecture;
+use crate::at_once;
 use crate::build;
 use crate::elf;
 use crate::process;
@@ -181,7 +179,7 @@ pub struct Options {
     /// Put into the table and the files, too, what an earlier run wrote with --json, of kernels and lockdowns that don't run now
     #[arg(long, value_name = "FILE")]
     with: Option<PathBuf>,
-    /// Run a program of this machine instead of tests; what follows are its arguments
+    /// Run a program of this machine instead of tests; what follows are its arguments. One in target/release is built before
     #[arg(
         long,
         num_args = 1..,
@@ -197,6 +195,12 @@ impl Options {
     fn kernels(&self, architecture: Architecture) -> Vec<Series> {
         let of = |series: &&Series| series.architecture == architecture;
         self.kernel.iter().filter(of).copied().collect()
+    }
+
+    /// Whether the program to run is one of the workspace's own, which may lie there since long ago.
+    fn runs_what_is_built(&self, workspace: &Workspace) -> bool {
+        let program = self.exec.first().and_then(|it| path::absolute(it).ok());
+        program.is_some_and(|program| program.starts_with(workspace.target("release")))
     }
 
     fn wants(&self, variant: &Variant) -> bool {
@@ -228,6 +232,8 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
                     setup.for_deployment()?;
                     crate::image::of_built(workspace)?;
                 }
+            } else if options.runs_what_is_built(workspace) {
+                build::run(workspace, true)?;
             }
             Prepared::for_this_machine(workspace, options)?
         } else {
@@ -381,30 +387,9 @@ impl<'a> Prepared<'a> {
             }
         }
         let machines = boots.len().min(self.options.machines.into());
-        let next = AtomicUsize::new(0);
-        let one_after_another = || -> Result<Vec<(usize, Report)>> {
-            let mut reports = Vec::new();
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                let Some(boot) = boots.get(i) else {
-                    return Ok(reports);
-                };
-                reports.push((i, self.on(*boot, machines == 1)?));
-            }
-        };
-        let mut reports = Vec::new();
-        let results: Vec<_> = thread::scope(|scope| {
-            let machines: Vec<_> = (0..machines)
-                .map(|_| scope.spawn(one_after_another))
-                .collect();
-            machines.into_iter().map(ScopedJoinHandle::join).collect()
-        });
-        for result in results {
-            reports.extend(result.unwrap_or_else(|panic| resume_unwind(panic))?);
-        }
-        reports.sort_by_key(|(i, _)| *i);
+        let reports = at_once::on_each(&boots, machines, |boot| self.on(*boot, machines == 1))?;
         let mut report = Report::default();
-        for (_, of_one) in reports {
+        for of_one in reports {
             report.add(of_one);
         }
         Ok(report)
