@@ -173,9 +173,9 @@ pub struct Options {
     /// Write the table, and what `pendguard doctor` says on each kernel, to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The same for people, as Markdown
+    /// The same for people, as Markdown; a file that has a place marked `<!-- vm:matrix -->` gets the matrix there, and keeps the rest. May be repeated
     #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    report: Vec<PathBuf>,
     /// Put into the table and the files, too, what an earlier run wrote with --json, of kernels and lockdowns that don't run now
     #[arg(long, value_name = "FILE")]
     with: Option<PathBuf>,
@@ -254,7 +254,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.json {
         report.write_json(path)?;
     }
-    if let Some(path) = &options.report {
+    for path in &options.report {
         report.write_markdown(path)?;
     }
     Ok(if passed {
@@ -294,7 +294,7 @@ pub fn check(workspace: &Workspace, all: bool, counts: &mut Counts) -> Result<()
         count_instructions: false,
         keep: false,
         json: None,
-        report: None,
+        report: Vec::new(),
         with: None,
         exec: Vec::new(),
     };

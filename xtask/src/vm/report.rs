@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use super::{VARIANTS, Variant};
+use super::{FENTRY, GATE, NONE, VARIANTS, Variant};
 use crate::progress::Seconds;
 use crate::test::{Complaints, Counts};
 
@@ -33,6 +34,29 @@ pub struct OnKernel {
     pub release: String,
     /// `pendguard doctor --json`.
     pub doctor: Value,
+}
+
+impl OnKernel {
+    /// Whether the agent can work in this way here: a test of the refusal runs where it can't.
+    fn allows(&self, variant: &Variant) -> bool {
+        let checks = self.doctor["checks"].as_array();
+        let refuses = |id: &str| {
+            let is = |check: &Value| check["id"] == id && check["outcome"] == "not_supported";
+            checks.is_some_and(|checks| checks.iter().any(is))
+        };
+        let needs: &[&str] = match variant.enforcer {
+            GATE => &["gate_kernel", "gate_programs", "hold_tracepoints"],
+            "rewrite" => &["rewrite_programs"],
+            _ => &[],
+        };
+        let tap = match variant.tap {
+            FENTRY => "fentry_programs",
+            _ => "tap_programs",
+        };
+        self.doctor["audit"]["outcome"] == "supported"
+            && !refuses(tap)
+            && !needs.iter().any(|id| refuses(id))
+    }
 }
 
 impl Report {
@@ -68,13 +92,56 @@ impl Report {
         fs::write(path, text + "\n").with_context(|| path.display().to_string())
     }
 
-    /// For people.
+    /// For people: the whole of it, or the matrix alone where the file is there and has a place for it.
     pub fn write_markdown(&self, path: &Path) -> Result<()> {
-        fs::write(path, self.markdown()).with_context(|| path.display().to_string())
+        let text = match fs::read_to_string(path) {
+            Ok(document) => filled(&document, &self.matrix()).unwrap_or_else(|| self.markdown()),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.markdown(),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        fs::write(path, text).with_context(|| path.display().to_string())
+    }
+
+    /// A line for each kernel, a column for each way to work.
+    fn matrix(&self) -> String {
+        let ways = VARIANTS.map(|Variant { tap, enforcer }| match enforcer {
+            NONE => format!("audit, {tap}"),
+            enforcer => format!("{enforcer}, {tap}"),
+        });
+        let mut heading = vec!["kernel"];
+        heading.extend(ways.iter().map(String::as_str));
+        let lines = self.kernels.iter().map(|on| {
+            let cells = VARIANTS.iter().map(|variant| self.cell(on, variant));
+            std::iter::once(on.kernel.clone()).chain(cells).collect()
+        });
+        let mut text = String::new();
+        markdown_table(&mut text, &heading, lines);
+        text
+    }
+
+    /// What came of a way to work on a kernel.
+    fn cell(&self, on: &OnKernel, variant: &Variant) -> String {
+        if !on.allows(variant) {
+            return "refused".to_owned();
+        }
+        let row = self
+            .rows
+            .iter()
+            .find(|row| row.kernel == on.kernel && row.variant == *variant);
+        row.map_or_else(
+            || "–".to_owned(),
+            |row| match row.counts.failed {
+                0 if row.passed() => format!("{} ok", row.counts.passed),
+                _ => format!("**{} ok, {} failed**", row.counts.passed, row.counts.failed),
+            },
+        )
     }
 
     fn markdown(&self) -> String {
         let mut text = String::from(HEADING);
+        text.push_str("## In short\n\nTests that passed; `refused` is what the agent is tested to say there, `–` what isn't run.\n\n");
+        text.push_str(&self.matrix());
+        text.push('\n');
         let heading = ["kernel", "release", "doctor", "audit", "enforcement"];
         let kernels = self.kernels.iter().map(|on| {
             let said = |key: &str| match &on.doctor[key] {
@@ -91,7 +158,7 @@ impl Report {
                     format!("{}: {because}", outcome.replace('_', " "))
                 }
             };
-            [
+            vec![
                 on.kernel.clone(),
                 format!("`{}`", on.release),
                 format!("exit {}", said("exit_status")),
@@ -102,13 +169,13 @@ impl Report {
         text.push_str(
             "## What each kernel allows\n\n`pendguard doctor`, and what it chooses by itself.\n\n",
         );
-        markdown_table(&mut text, heading, kernels);
+        markdown_table(&mut text, &heading, kernels);
         text.push_str("\n## How the tests ended\n\n");
         let heading = [
             "kernel", "tap", "enforcer", "passed", "failed", "revision", "result",
         ];
         let rows = self.rows.iter().map(|row| {
-            [
+            vec![
                 row.kernel.clone(),
                 row.variant.tap.to_owned(),
                 row.variant.enforcer.to_owned(),
@@ -122,7 +189,7 @@ impl Report {
                 },
             ]
         });
-        markdown_table(&mut text, heading, rows);
+        markdown_table(&mut text, &heading, rows);
         text.push_str("\n## Instructions that the verifier walked\n\nOf a limit of 1,000,000 a program; `-` is refused.\n\n");
         self.instructions(&mut text);
         text
@@ -169,6 +236,10 @@ has them. On a kernel that the agent refuses, the test is that it says so, and w
 
 ";
 
+/// Where a document has the matrix.
+const PLACE: &str = "<!-- vm:matrix -->";
+const PLACE_END: &str = "<!-- /vm:matrix -->";
+
 fn program_name(program: &Value) -> String {
     let text = |key: &str| program[key].as_str().unwrap_or_default();
     match text("hook") {
@@ -183,13 +254,17 @@ fn names(list: &Value) -> String {
     names.join(", ")
 }
 
-fn markdown_table<const N: usize>(
-    text: &mut String,
-    heading: [&str; N],
-    lines: impl Iterator<Item = [String; N]>,
-) {
+/// `document` with `matrix` in the place that is marked for it, if there is one.
+fn filled(document: &str, matrix: &str) -> Option<String> {
+    let (before, behind) = document.split_once(PLACE)?;
+    let (_, after) = behind.split_once(PLACE_END)?;
+    Some(format!("{before}{PLACE}\n{matrix}{PLACE_END}{after}"))
+}
+
+fn markdown_table(text: &mut String, heading: &[&str], lines: impl Iterator<Item = Vec<String>>) {
+    let columns = "---|".repeat(heading.len());
     // Writing to a string does not fail.
-    let _ = writeln!(text, "| {} |\n|{}", heading.join(" | "), "---|".repeat(N));
+    let _ = writeln!(text, "| {} |\n|{columns}", heading.join(" | "));
     for line in lines {
         let _ = writeln!(text, "| {} |", line.join(" | "));
     }
@@ -356,5 +431,72 @@ mod tests {
         let text = text.replace("fentry", "kprobe");
         let error = serde_json::from_str::<Report>(&text).unwrap_err();
         assert!(error.to_string().contains("kprobe/rewrite"), "{error}");
+    }
+
+    /// A check of `pendguard doctor`, and what came of it.
+    fn check(id: &str, outcome: &str) -> Value {
+        serde_json::json!({ "id": id, "outcome": outcome })
+    }
+
+    #[test]
+    fn the_matrix_has_what_ran_and_what_is_refused() {
+        let audits = |kernel: &str, checks: &[Value]| OnKernel {
+            kernel: kernel.to_owned(),
+            release: String::new(),
+            doctor: serde_json::json!({ "audit": { "outcome": "supported" }, "checks": checks }),
+        };
+        let nothing = OnKernel {
+            kernel: "5.10".to_owned(),
+            release: String::new(),
+            doctor: serde_json::json!({ "audit": { "outcome": "not_supported" }, "checks": [] }),
+        };
+        let ok = check("tap_programs", "supported");
+        let mut report = Report {
+            rows: VARIANTS.map(|variant| row("6.1", variant, "r")).into(),
+            kernels: vec![
+                nothing,
+                audits("6.1", std::slice::from_ref(&ok)),
+                audits("7.2", &[ok, check("hold_tracepoints", "not_supported")]),
+            ],
+        };
+        for (passed, row) in (1..).zip(&mut report.rows) {
+            row.counts.passed = passed;
+        }
+        report.rows[5].counts.failed = 1;
+        report.rows[5].failures.push("late".to_owned());
+        let lines = "| 5.10 | refused | refused | refused | refused | refused | refused |
+| 6.1 | 1 ok | 2 ok | 3 ok | 4 ok | 5 ok | **6 ok, 1 failed** |
+| 7.2 | – | – | refused | refused | – | – |
+";
+        let matrix = report.matrix();
+        assert!(matrix.ends_with(lines), "{matrix}");
+    }
+
+    #[test]
+    fn a_document_keeps_what_is_around_its_matrix() {
+        let document = format!("a\n{PLACE}\nold\n{PLACE_END}\nb\n");
+        let new = format!("a\n{PLACE}\nnew\n{PLACE_END}\nb\n");
+        assert_eq!(filled(&document, "new\n"), Some(new));
+        assert_eq!(filled("# Kernels\n", "new\n"), None);
+        assert_eq!(filled(PLACE, "new\n"), None);
+    }
+
+    /// The tables in the repository are those of the last runs, as they are written now; PENDGUARD_UPDATE_DOCS=1 writes them anew.
+    #[test]
+    fn the_tables_are_those_of_the_runs() -> Result<()> {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let mut report = Report::default();
+        report.keep(&root.join("docs/kernels.json"))?;
+        if std::env::var_os("PENDGUARD_UPDATE_DOCS").is_some() {
+            report.write_markdown(&root.join("docs/kernels.md"))?;
+            report.write_markdown(&root.join("README.md"))?;
+        }
+        let readme = fs::read_to_string(root.join("README.md"))?;
+        assert_eq!(filled(&readme, &report.matrix()), Some(readme));
+        assert_eq!(
+            fs::read_to_string(root.join("docs/kernels.md"))?,
+            report.markdown()
+        );
+        Ok(())
     }
 }
