@@ -18,6 +18,7 @@ pub mod deployment;
 pub mod enforcing;
 pub mod faults;
 pub mod floor;
+pub mod frames;
 pub mod kernel;
 pub mod lines;
 pub mod member;

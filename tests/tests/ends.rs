@@ -12,6 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use pendguard_tests::floor::EmptyVerdict;
+use pendguard_tests::frames::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, SETTINGS, frame};
 use pendguard_tests::peers::{Source, SourceKind, SourceOptions};
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 
@@ -87,21 +88,6 @@ fn frames(mut octets: &[u8]) -> Result<Vec<Header>> {
         all.push((header[3], header[4], stream, length));
     }
     Ok(all)
-}
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![0, 0, payload.len() as u8, kind, flags];
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
 }
 
 /// PendingFn, on stream 1.

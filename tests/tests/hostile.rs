@@ -1,9 +1,19 @@
 //! What a pod can do that wants no good, and what it can't: THREAT_MODEL.md says what is to come of each.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, Pod};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use pendguard_tests::agent::{Agent, Pod, binary};
 use pendguard_tests::faults::seen;
+use pendguard_tests::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame};
 use pendguard_tests::raw::Raw;
+use pendguard_tests::record::fixture::{from_hex, to_hex};
+use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
 
 /// A replica, and a connection of its.
 async fn replica(agent: &Agent, pod: &Pod) -> Result<(Raw, String)> {
@@ -168,5 +178,161 @@ async fn what_no_hook_sees() -> Result<()> {
     seen(
         "sends that no hook sees (sendmmsg), a connection shared with a child",
         &format!("{counted} of 9 calls counted, as admitted none"),
+    )
+}
+
+/// What a pod keeps to itself, each in a place that passes through the agent or its programs.
+const SECRETS: [&str; 7] = [
+    "secret-of-the-environment",
+    "secret-of-the-object",
+    "secret-of-an-object-that-is-none",
+    "secret-of-a-header",
+    "secret-of-a-request",
+    "secret-of-an-answer",
+    "secret-of-a-status",
+];
+
+/// A header field, literal and never indexed (RFC 7541, section 6.2.3), each string without Huffman's code.
+fn field(name: &str, value: &str) -> Result<Vec<u8>> {
+    let string = |text: &str| -> Result<Vec<u8>> {
+        let length = u8::try_from(text.len())?;
+        ensure!(length < 127, "{text} is too long");
+        Ok([&[length], text.as_bytes()].concat())
+    };
+    Ok([vec![0x10], string(name)?, string(value)?].concat())
+}
+
+/// A gRPC message.
+fn message(text: &str) -> Result<Vec<u8>> {
+    let length = u32::try_from(text.len())?.to_be_bytes();
+    Ok([&[0], &length[..], text.as_bytes()].concat())
+}
+
+/// Nothing that a pod keeps to itself is told by the agent: not by its metrics, its API, or its log at its most talkative.
+#[tokio::test]
+async fn what_a_pod_keeps_to_itself() -> Result<()> {
+    let [
+        environment,
+        in_object,
+        in_bad_object,
+        header,
+        request,
+        answer,
+        status,
+    ] = SECRETS;
+    let agent = Agent::start_with(&[], &[("RUST_LOG", "trace")]).await?;
+    let object = serde_json::json!({
+        "metadata": {"name": "keeps", "namespace": "test"},
+        "spec": {
+            "source": {"udsource": {"container": {"image": "source:1", "env": [{"name": "TOKEN", "value": in_object}]}}},
+            "sink": {"log": {}},
+        },
+    });
+    let pod = Pod::mono_vertex("keeps", "0")
+        .set("DATABASE_PASSWORD", Some(environment))
+        .set(
+            "NUMAFLOW_MONO_VERTEX_OBJECT",
+            Some(&STANDARD.encode(object.to_string())),
+        );
+    let bad = Pod::mono_vertex("odd", "1").set(
+        "NUMAFLOW_MONO_VERTEX_OBJECT",
+        Some(&STANDARD.encode(format!("{{\"{in_bad_object}\": {in_bad_object}"))),
+    );
+    let odd = Raw::start(bad.numa()).await?;
+    let (mut raw, fd) = replica(&agent, &pod).await?;
+
+    let mut watch = Command::new(binary()?)
+        .args(["watch", "--json", "--api-socket"])
+        .arg(agent.socket())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut told = BufReader::new(watch.stdout.take().context("no output")?).lines();
+
+    let path = from_hex("6107b6c2157ee15f71edb08563596a90d54d86af")?;
+    let block = [
+        &[0x83, 0x86, 0x04, 0x94][..],
+        &path[..],
+        &field("authorization", header)?,
+    ]
+    .concat();
+    let headers = [&[0x88][..], &field("set-cookie", header)?].concat();
+    let trailers = [field("grpc-status", "13")?, field("grpc-message", status)?].concat();
+    let mut stream = 1;
+    // Single calls are told of from some moment on.
+    let line = wait_for("a call is told", WAIT_LIMIT, async || {
+        let call = [
+            frame(HEADERS, END_HEADERS, stream, &block),
+            frame(DATA, END_STREAM, stream, &message(request)?),
+        ];
+        raw.run(&format!(
+            "send {fd} writev {} {}",
+            to_hex(&call[0]),
+            to_hex(&call[1])
+        ))
+        .await?;
+        let answered = [
+            frame(SETTINGS, 0, 0, &[]),
+            frame(HEADERS, END_HEADERS, stream, &headers),
+            frame(DATA, 0, stream, &message(answer)?),
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &trailers),
+        ];
+        raw.run(&format!("reply {fd} {}", to_hex(&answered.concat())))
+            .await?;
+        stream += 2;
+        match tokio::time::timeout(Duration::from_millis(500), told.next_line()).await {
+            Ok(line) => Ok(Some(line?.context("watch has ended")?)),
+            Err(_) => Ok(None),
+        }
+    })
+    .await?;
+    ensure!(line.contains("INTERNAL"), "how the call ended: {line}");
+    let calls = u64::from(stream / 2);
+    agent
+        .until("the calls are counted", |scrape| {
+            scrape.pending(&pod.name, "admitted") == calls
+        })
+        .await?;
+    let (_, metrics) = agent.get("/metrics").await?;
+    let status = agent.status().await?.to_string();
+    raw.end().await?;
+    odd.end().await?;
+    watch.kill().await?;
+    let log = agent.stop().await?.join("\n");
+
+    ensure!(
+        log.contains(&bad.name),
+        "the object that is none isn't told of: {log}"
+    );
+    let mut searched = 0;
+    for (what, text) in [
+        ("watch", line),
+        ("/metrics", metrics),
+        ("status", status),
+        ("the log", log),
+    ] {
+        ensure!(
+            text.contains(&pod.name),
+            "{what} says nothing of it: {text}"
+        );
+        searched += text.len();
+        for secret in SECRETS {
+            for form in [
+                secret.to_owned(),
+                STANDARD.encode(secret),
+                to_hex(secret.as_bytes()),
+            ] {
+                ensure!(!text.contains(&form), "{what} tells {secret}: {text}");
+            }
+        }
+    }
+    seen(
+        "secrets in a pod's environment, objects, headers and messages",
+        &format!(
+            "none of {} in {} KiB of metrics, status, watched calls and log",
+            SECRETS.len(),
+            searched >> 10
+        ),
     )
 }

@@ -9,6 +9,7 @@ use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::faults::seen;
 use pendguard_tests::raw::Raw;
+use pendguard_tests::record::fixture::to_hex;
 use pendguard_tests::scale::amount;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 
@@ -328,7 +329,7 @@ async fn what_goes_to_a_file_is_left_alone(agent: &Agent) -> Result<()> {
         raw.run(&format!("start {to}")).await?;
         raw.run(&format!("call {to} write 1")).await?;
         let written = std::fs::read(&path)?;
-        let hex: String = written.iter().map(|octet| format!("{octet:02x}")).collect();
+        let hex = to_hex(&written);
         ensure!(hex.contains(&PATH[2..]), "{name}: {hex}");
     }
     Ok(())

@@ -6,6 +6,7 @@ use pendguard_tests::agent::{Agent, Pod, Scrape};
 use pendguard_tests::peers::{Client, ClientKind, ClientOptions, Source, SourceOptions};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::raw::Raw;
+use pendguard_tests::record::fixture::to_hex;
 use pendguard_tests::scale::amount;
 use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
 
@@ -269,7 +270,7 @@ async fn other_protocols() -> Result<()> {
         "{\"a\":1}\n",
     ] {
         let fd = raw.run("connect tcp").await?;
-        let hex: String = text.bytes().map(|b| format!("{b:02x}")).collect();
+        let hex = to_hex(text.as_bytes());
         raw.run(&format!("send {fd} sendto {hex}")).await?;
         raw.run(&format!("send {fd} sendto {hex}")).await?;
     }

@@ -527,6 +527,11 @@ def execute(words):
         return dial(rest[0])
     if command == "send":  # send FD CALL HEX...
         return send(int(rest[0]), rest[1], [bytes.fromhex(piece) for piece in rest[2:]])
+    if command == "reply":  # reply FD HEX: the peer sends this, and it is received
+        ours, reader = sockets[int(rest[0])]
+        data = bytes.fromhex(rest[1])
+        reader.peer.sendall(data)
+        return len(ours.recv(len(data), socket.MSG_WAITALL))
     if command == "start":  # start FD: preface and SETTINGS
         return send(int(rest[0]), "write", [PREFACE + frame(4, 0, 0, b"")])
     if command == "call":  # call FD CALL STREAM: one request

@@ -8,17 +8,12 @@ use std::collections::BTreeSet;
 use fluke_hpack::Decoder;
 use fluke_hpack::decoder::DecoderError;
 
+use crate::frames::{CONTINUATION, DATA, END_HEADERS, HEADERS, PADDED, PRIORITY};
+
 /// RFC 9113 §3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// RFC 9113 §4.1.
 const FRAME_HEADER: usize = 9;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 0x04;
-const PADDED: u8 = 0x08;
-const PRIORITY: u8 = 0x20;
 
 /// A request that a client started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,15 +181,7 @@ impl<'a> Frame<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = length[1..].to_vec();
-        frame.extend([kind, flags]);
-        frame.extend(stream.to_be_bytes());
-        frame.extend(payload);
-        frame
-    }
+    use crate::frames::frame;
 
     fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
         [PREFACE.to_vec(), frames.concat()].concat()

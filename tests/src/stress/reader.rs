@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
-use super::script::{BEGINNING, ENDING, GOAWAY, HEADER, Item, Script, Verdict, verdict};
+use super::script::{BEGINNING, ENDING, HEADER, Item, Script, Verdict, verdict};
+use crate::frames::GOAWAY;
 use crate::protocol::MAX_ERRORS;
 use crate::splitmix::SplitMix;
 

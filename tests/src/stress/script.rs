@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, SETTINGS, frame};
 use crate::splitmix::SplitMix;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -13,15 +14,6 @@ pub const BEGINNING: usize = PREFACE.len() + HEADER + HEADER + SEED;
 pub const ENDING: usize = HEADER + 8 + 16;
 /// A PING carries the seed.
 const SEED: usize = 8;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-/// The type of the last frame.
-pub const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 
 /// PendingFn and what stands in for it, plain and in the Huffman code.
 const PATHS: [[&[u8]; 2]; 2] = [
@@ -125,8 +117,8 @@ impl Script {
     #[must_use]
     pub fn beginning(seed: Seed) -> Vec<u8> {
         let mut out = PREFACE.to_vec();
-        frame(&mut out, SETTINGS, 0, 0, &[]);
-        frame(&mut out, PING, 0, 0, &seed.0.to_be_bytes());
+        out.extend(frame(SETTINGS, 0, 0, &[]));
+        out.extend(frame(PING, 0, 0, &seed.0.to_be_bytes()));
         out
     }
 
@@ -161,7 +153,7 @@ impl Script {
             let len = self.numbers.scattered(1..=MOST) as usize;
             let mut payload = Vec::with_capacity(len);
             self.numbers.fill(&mut payload, len);
-            frame(out, DATA, 0, 1, &payload);
+            out.extend(frame(DATA, 0, 1, &payload));
             Item::Data
         };
         self.items += 1;
@@ -177,9 +169,9 @@ impl Script {
         let from = HEADER + block.len();
         block.extend_from_slice(path);
         block.extend_from_slice(if self.stream == 1 { FIELDS } else { INDICES });
-        frame(out, HEADERS, END_HEADERS, self.stream, &block);
+        out.extend(frame(HEADERS, END_HEADERS, self.stream, &block));
         if self.stream > 1 {
-            frame(out, DATA, END_STREAM, self.stream, &[0; 5]);
+            out.extend(frame(DATA, END_STREAM, self.stream, &[0; 5]));
         }
         self.stream += 2;
         Item::Call {
@@ -194,7 +186,7 @@ impl Script {
         payload.extend_from_slice(&self.items.to_be_bytes());
         payload.extend_from_slice(&self.bytes.to_be_bytes());
         let mut out = Vec::with_capacity(ENDING);
-        frame(&mut out, GOAWAY, 0, 0, &payload);
+        out.extend(frame(GOAWAY, 0, 0, &payload));
         out
     }
 }
@@ -210,13 +202,6 @@ pub fn verdict(sent: &[u8], read: &[u8], path: &Range<usize>) -> Option<Verdict>
     let [watched, substitute] = PATHS.iter().find(|paths| paths[0] == &sent[path.clone()])?;
     debug_assert_eq!(watched.len(), substitute.len());
     (same && &read[path.clone()] == *substitute).then_some(Verdict::Rejected)
-}
-
-fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    out.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
-    out.extend_from_slice(&[kind, flags]);
-    out.extend_from_slice(&stream.to_be_bytes());
-    out.extend_from_slice(payload);
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use pendguard_tests::enforcing::JOIN_LIMIT;
 use pendguard_tests::faults::seen;
 use pendguard_tests::kernel::preempts_tracepoints;
 use pendguard_tests::raw::Raw;
+use pendguard_tests::record::fixture::to_hex;
 use pendguard_tests::scale::{Scale, scale};
 use pendguard_tests::splitmix::SplitMix;
 use pendguard_tests::wait::{wait_for, within};
@@ -55,7 +56,7 @@ impl<'a> Connection<'a> {
 
     /// What the source reads of what is sent in one piece.
     async fn send(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let hex: String = bytes.iter().map(|octet| format!("{octet:02x}")).collect();
+        let hex = to_hex(bytes);
         let sent = self
             .raw
             .run(&format!("send {} write {hex}", self.fd))

@@ -1,19 +1,6 @@
 //! What goes over the measured connections: as in the captures of Numaflow 1.4.5 (tests/fixtures), where that matters.
 
-/// A frame of HTTP/2 (RFC 9113 §4.1).
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+use pendguard_tests::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame};
 
 /// PendingFn as tonic sends it, when its other fields are in the dynamic table.
 const BLOCK: &[u8] = &[
