@@ -1,6 +1,6 @@
 //! Enforcement: one call is rejected, never the connection. With the enforcer that the node allows, or PENDGUARD_ENFORCER.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use pendguard_tests::agent::{Agent, binary};
@@ -8,10 +8,11 @@ use pendguard_tests::bpffs::BpfFs;
 use pendguard_tests::enforcing::{
     JOIN_LIMIT, RATE, all, counts, intact, rewrites, set_mode, until_admitted, until_rejected,
 };
+use pendguard_tests::faults::seen;
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
-use pendguard_tests::scale::calls;
+use pendguard_tests::scale::{Scale, calls, scale};
 use pendguard_tests::wait::wait_for;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -324,20 +325,39 @@ fn generations(bpffs: &BpfFs) -> Result<usize> {
     Ok(std::fs::read_dir(bpffs.pins())?.count())
 }
 
-/// Stopped for a while, and continued: nothing is lost, and nothing stalls.
+/// While the agent doesn't run, for a minute, calls are rejected as before; when it goes on it has counted each of them.
 #[tokio::test]
 async fn a_stopped_agent() -> Result<()> {
+    let stopped = Duration::from_secs(match scale() {
+        Scale::Full => 60,
+        Scale::Fast | Scale::Vm => 5,
+    });
     let bpffs = BpfFs::mount()?;
     let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
     let mut one = Replica::start("stopped", 1, ClientKind::Tonic, SourceKind::Rust).await?;
     until_rejected(&mut one).await?;
+    let before: u64 = counts(&one, &agent.scrape().await?).iter().sum();
     agent.signal(Signal::STOP)?;
-    all(&mut one, 500, false).await?;
+    let start = Instant::now();
+    let mut pace = tokio::time::interval(Duration::from_secs(1));
+    let (mut made, mut late) = (0, 0);
+    while made < 500 || start.elapsed() < stopped {
+        pace.tick().await;
+        late += all(&mut one, 100, false).await?;
+        made += 100;
+    }
+    let stopped = start.elapsed().as_secs();
     agent.signal(Signal::CONT)?;
-    let scrape = agent.scrape().await?;
-    ensure!(counts(&one, &scrape)[1] >= 500, "{scrape:?}");
+    agent
+        .until("each call is counted", |scrape| {
+            counts(&one, scrape).iter().sum::<u64>() == before + made
+        })
+        .await?;
     agent.stop().await?;
-    Ok(())
+    seen(
+        "the agent is stopped while it enforces",
+        &format!("for {stopped} s: {made} of {made} calls counted, {late} of them admitted"),
+    )
 }
 
 /// Without a bpffs there is no enforcement, and the agent says so instead of doing less.

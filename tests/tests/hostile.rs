@@ -336,3 +336,157 @@ async fn what_a_pod_keeps_to_itself() -> Result<()> {
         ),
     )
 }
+
+/// What a source may not answer, or answers that no client could read.
+fn bad_answers() -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let ok = frame(HEADERS, END_HEADERS, 1, &[0x88]);
+    let trailers = |status: &str| -> Result<Vec<u8>> {
+        Ok(frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            1,
+            &field("grpc-status", status)?,
+        ))
+    };
+    let answered = |data: &[u8], status: &str| -> Result<Vec<u8>> {
+        Ok([ok.clone(), frame(DATA, 0, 1, data), trailers(status)?].concat())
+    };
+    Ok(vec![
+        ("garbage", vec![0xff; 64]),
+        (
+            "a frame of 16 MiB on an even stream",
+            from_hex("ffffff0100fffffffe")?,
+        ),
+        ("PUSH_PROMISE", from_hex("00000405000000000100000002")?),
+        ("CONTINUATION of nothing", from_hex("000001090400000001ff")?),
+        (
+            "more padding than payload",
+            from_hex("000002010c00000001ff88")?,
+        ),
+        ("index 0", frame(HEADERS, END_HEADERS, 1, &[0x80])),
+        (
+            "an endless integer",
+            frame(HEADERS, END_HEADERS, 1, &[0xff; 8]),
+        ),
+        (
+            "a block that ends in a field",
+            frame(HEADERS, END_HEADERS, 1, &[0x40, 0x03]),
+        ),
+        (
+            "a table of 2^28 octets",
+            frame(
+                HEADERS,
+                END_HEADERS,
+                1,
+                &[0x3f, 0xe1, 0xff, 0xff, 0x7f, 0x88],
+            ),
+        ),
+        (
+            "an index that nothing was inserted for",
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff, 0x00]),
+        ),
+        (
+            "an answer to a stream that isn't open",
+            frame(HEADERS, END_HEADERS | END_STREAM, 4_001, &[0x88]),
+        ),
+        ("a status that is no number", answered(&[0; 5], "many")?),
+        ("a status that gRPC doesn't have", answered(&[0; 5], "99")?),
+        (
+            "a status of twenty digits",
+            answered(&[0; 5], "00000000000000000013")?,
+        ),
+        (
+            "a message that is longer than its frame says",
+            answered(&[0, 0xff, 0xff, 0xff, 0xff, 0x0a], "0")?,
+        ),
+        (
+            "a message within that is longer than its own",
+            answered(&[0, 0, 0, 0, 2, 0x0a, 0x7f], "0")?,
+        ),
+        (
+            "a count of eleven octets",
+            answered(
+                &[&[0, 0, 0, 0, 14, 0x0a, 12, 0x08][..], &[0xff; 11]].concat(),
+                "0",
+            )?,
+        ),
+        (
+            "a compressed message",
+            answered(&[1, 0, 0, 0, 4, 0x0a, 2, 0x08, 42], "0")?,
+        ),
+        (
+            "no status",
+            [ok.clone(), frame(DATA, END_STREAM, 1, &[0; 5])].concat(),
+        ),
+        (
+            "RST_STREAM of three octets",
+            from_hex("000003030000000001000000")?,
+        ),
+        ("nothing but ends", trailers("0")?.repeat(20)),
+    ])
+}
+
+/// A source that answers what it likes harms nobody: its client's calls are counted, what it sends arrives, and no count of pending messages
+/// is made up.
+#[tokio::test]
+async fn a_source_that_answers_anything() -> Result<()> {
+    /// What it answers when it answers well: 7 are pending.
+    const COUNT: u64 = 7;
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("answers", "1");
+    let (mut raw, _) = replica(&agent, &pod).await?;
+    let answers = bad_answers()?;
+    let mut made = 0;
+    for (what, answer) in &answers {
+        let fd = raw.connection("unix").await?;
+        let mut waiting = frame(SETTINGS, 0, 0, &[]);
+        waiting.extend(answer);
+        calls(&mut raw, &fd, 1, 1).await?;
+        let received = raw.run(&format!("reply {fd} {}", to_hex(&waiting))).await?;
+        ensure!(
+            received == waiting.len().to_string(),
+            "{what}: {received} octets arrived"
+        );
+        calls(&mut raw, &fd, 3, 2).await?;
+        made += 3;
+        agent
+            .until(&format!("the calls around {what}"), |scrape| {
+                scrape.pending(&pod.name, "would_reject") == made
+            })
+            .await?;
+        let scrape = agent.scrape().await?;
+        let count = scrape.sum("pendguard_source_pending", &[("workload", "answers")]);
+        ensure!(count.unwrap_or(0) == 0, "{what}: a count of {count:?}");
+        raw.run(&format!("close {fd}")).await?;
+    }
+    // Another connection is followed as ever.
+    let fd = raw.connection("unix").await?;
+    calls(&mut raw, &fd, 1, 1).await?;
+    let good = [
+        frame(SETTINGS, 0, 0, &[]),
+        frame(HEADERS, END_HEADERS, 1, &[0x88]),
+        frame(DATA, 0, 1, &[0, 0, 0, 0, 4, 0x0a, 2, 0x08, COUNT as u8]),
+        frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            1,
+            &field("grpc-status", "0")?,
+        ),
+    ];
+    raw.run(&format!("reply {fd} {}", to_hex(&good.concat())))
+        .await?;
+    agent
+        .until("the good answer's count", |scrape| {
+            scrape.sum("pendguard_source_pending", &[("workload", "answers")]) == Some(COUNT)
+        })
+        .await?;
+    raw.end().await?;
+    agent.stop().await?;
+    seen(
+        "a source that answers anything",
+        &format!(
+            "{} odd answers: {made} of {made} calls counted, no count of pending messages made up",
+            answers.len()
+        ),
+    )
+}

@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 struct Fault(&'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const FAULTS: [Fault; 36] = [
+const FAULTS: [Fault; 38] = [
     Fault("more connections than the map CONNECTIONS holds", "traffic untouched; followed connections stay exact; the rest counted as `table_full`", "faults::more_connections_than_the_map_holds"),
     Fault("more answers than the maps ANSWERS and GONE hold", "calls counted, and counted as without a time", "faults::more_connections_than_the_map_holds"),
     Fault("more processes than the maps TARGETS and SLOTS hold, more durations than HISTOGRAMS", "traffic untouched; known replicas stay exact, what is not counted is counted as lost, new replicas are found afterwards", "faults::more_processes_than_the_map_holds"),
@@ -33,7 +33,7 @@ const FAULTS: [Fault; 36] = [
     Fault("the wall clock jumps by hours", "nothing changes (only in virtual machines)", "faults::the_clock_jumps"),
     Fault("the agent gets no memory", "enforcement goes on, reads intact, the next agent takes over", "faults::the_agent_is_out_of_memory"),
     Fault("the agent is stopped, replicas come and go", "counted or counted as lost, never both or neither", "processes::an_agent_that_is_stopped_loses_nothing"),
-    Fault("the agent is stopped while it enforces", "nothing is lost, nothing stalls", "enforce::a_stopped_agent"),
+    Fault("the agent is stopped for a minute while it enforces", "nothing is lost, nothing stalls", "enforce::a_stopped_agent"),
     Fault("the agent is killed at each step of a join", "every call answered, every read intact, the next agent joins", "enforce_faults::killed_at_each_step_of_a_join"),
     Fault("the agent is killed under load", "every call answered, every read intact", "enforce_faults::killed_under_load"),
     Fault("the agent is killed, restarted, gone for good", "no gap; the lease ends it", "enforce::it_outlives_its_agent"),
@@ -49,10 +49,12 @@ const FAULTS: [Fault; 36] = [
     Fault("the socket's buffer is full", "what was sent waits, and all of it arrives", "enforce_faults::a_full_socket"),
     Fault("partial sends, EAGAIN", "only what the kernel took counts", "sends::partial_and_refused_sends"),
     Fault("malformed HTTP/2", "counted by reason, traffic untouched", "sends::malformed_http2"),
+    Fault("malformed answers", "calls counted, what was sent arrives, no pending count made up", "hostile::a_source_that_answers_anything"),
     Fault("valid, damaged and random streams through sockets behind the gate", "the source reads what the host's walk makes of them; behind what can't be followed, what was sent", "parser::socket::behind_the_gate_sockets_read_the_same"),
     Fault("another pod's identity claimed, replica 0 of it too", "numbers are false, no verdict on others' calls is", "hostile::a_claimed_identity_is_numbers_alone"),
     Fault("the environment changed after the start", "who it was when its program began", "hostile::an_environment_that_changes"),
     Fault("an environment of 2 GiB", "a bounded part is read, other pods stay exact", "hostile::an_endless_environment"),
+    Fault("secrets in a pod's environment, objects and traffic", "neither metrics, API nor log tell them", "hostile::what_a_pod_keeps_to_itself"),
     Fault("sends that no hook sees, connections shared by processes", "not counted; what is seen is", "hostile::what_no_hook_sees"),
     Fault("other protocols, TLS", "nothing is counted for them", "sends::other_protocols"),
 ];
