@@ -181,6 +181,42 @@ async fn what_no_hook_sees() -> Result<()> {
     )
 }
 
+/// A descriptor that came in a message is followed from where it was first used, beside the one that it is a copy of.
+#[tokio::test]
+async fn a_descriptor_that_is_passed_on() -> Result<()> {
+    let agent = Agent::start(&[]).await?;
+    let pod = Pod::mono_vertex("passed", "1");
+    let (mut raw, fd) = replica(&agent, &pod).await?;
+    calls(&mut raw, &fd, 1, 2).await?;
+    let copy = raw.run(&format!("pass {fd}")).await?;
+    ensure!(copy != fd, "it has the number of its original");
+    // In turn: each of the two has gaps in its streams' numbers.
+    for turn in 0..3 {
+        calls(&mut raw, &copy, 5 + 4 * turn, 1).await?;
+        calls(&mut raw, &fd, 7 + 4 * turn, 1).await?;
+    }
+    raw.run(&format!("close {fd}")).await?;
+    calls(&mut raw, &copy, 17, 4).await?;
+    agent
+        .until("each call is counted", |scrape| {
+            scrape.pending(&pod.name, "would_reject") == 12
+        })
+        .await?;
+    let scrape = agent.scrape().await?;
+    ensure!(
+        scrape.pending(&pod.name, "would_reject") == 12
+            && scrape.pending(&pod.name, "admitted") == 0
+            && scrape.unparsed_sends().is_empty(),
+        "{scrape:?}"
+    );
+    raw.end().await?;
+    agent.stop().await?;
+    seen(
+        "a descriptor that came in a message (SCM_RIGHTS), used beside its original",
+        "12 of 12 calls counted",
+    )
+}
+
 /// What a pod keeps to itself, each in a place that passes through the agent or its programs.
 const SECRETS: [&str; 7] = [
     "secret-of-the-environment",

@@ -574,6 +574,13 @@ def execute(words):
         return environ(rest[0], rest[1])
     if command == "endless":  # endless MEBIBYTES: `endless`
         return endless(int(rest[0]))
+    if command == "pass":  # pass FD: a copy of it that came in a message (SCM_RIGHTS)
+        ours, theirs = socket.socketpair()
+        socket.send_fds(ours, [b"."], [int(rest[0])])
+        copy = socket.recv_fds(theirs, 1, 1)[1][0]
+        sockets[copy] = (socket.socket(fileno=copy), sockets[int(rest[0])][1])
+        sent[copy] = sent[int(rest[0])]
+        return copy
     if command == "share":  # share FD CALL STREAM: a child without a program of its own makes one request on this connection
         child = os.fork()
         if child == 0:

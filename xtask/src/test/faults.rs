@@ -18,7 +18,7 @@ use crate::workspace::Workspace;
 struct Fault(&'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
-const FAULTS: [Fault; 38] = [
+const FAULTS: [Fault; 39] = [
     Fault("more connections than the map CONNECTIONS holds", "traffic untouched; followed connections stay exact; the rest counted as `table_full`", "faults::more_connections_than_the_map_holds"),
     Fault("more answers than the maps ANSWERS and GONE hold", "calls counted, and counted as without a time", "faults::more_connections_than_the_map_holds"),
     Fault("more processes than the maps TARGETS and SLOTS hold, more durations than HISTOGRAMS", "traffic untouched; known replicas stay exact, what is not counted is counted as lost, new replicas are found afterwards", "faults::more_processes_than_the_map_holds"),
@@ -28,6 +28,7 @@ const FAULTS: [Fault; 38] = [
     Fault("a process dies before the agent looks at it", "its calls count", "processes::the_first_call_of_a_new_replica_counts"),
     Fault("a pid comes back as another replica's process", "the calls of each are its own", "faults::a_pid_comes_back"),
     Fault("a descriptor's number comes back as something else", "nothing of the old connection is applied to it", "sends::descriptors_that_come_back"),
+    Fault("a descriptor is passed on in a message, and used beside its original", "each call counts", "hostile::a_descriptor_that_is_passed_on"),
     Fault("fork without a program, exec in the same process", "each program's calls are its own", "processes::families"),
     Fault("other network and process namespaces", "as without", "enforce_faults::other_namespaces"),
     Fault("the wall clock jumps by hours", "nothing changes (only in virtual machines)", "faults::the_clock_jumps"),
