@@ -12,7 +12,7 @@ use pendguard_tests::faults::seen;
 use pendguard_tests::peers::{ClientKind, SourceKind};
 use pendguard_tests::protocol::Method;
 use pendguard_tests::replica::Replica;
-use pendguard_tests::scale::{Scale, calls, scale};
+use pendguard_tests::scale::{amount, calls};
 use pendguard_tests::wait::wait_for;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -328,10 +328,7 @@ fn generations(bpffs: &BpfFs) -> Result<usize> {
 /// While the agent doesn't run, for a minute, calls are rejected as before; when it goes on it has counted each of them.
 #[tokio::test]
 async fn a_stopped_agent() -> Result<()> {
-    let stopped = Duration::from_secs(match scale() {
-        Scale::Full => 60,
-        Scale::Fast | Scale::Vm => 5,
-    });
+    let stopped = Duration::from_secs(amount(60, 5));
     let bpffs = BpfFs::mount()?;
     let agent = Agent::start_at(&bpffs.pins(), &["--mode", "enforce"]).await?;
     let mut one = Replica::start("stopped", 1, ClientKind::Tonic, SourceKind::Rust).await?;
