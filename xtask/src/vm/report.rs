@@ -95,7 +95,9 @@ impl Report {
     /// For people: the whole of it, or the matrix alone where the file is there and has a place for it.
     pub fn write_markdown(&self, path: &Path) -> Result<()> {
         let text = match fs::read_to_string(path) {
-            Ok(document) => filled(&document, &self.matrix()).unwrap_or_else(|| self.markdown()),
+            Ok(document) => filled(&document, &self.matrix())
+                .with_context(|| path.display().to_string())?
+                .unwrap_or_else(|| self.markdown()),
             Err(error) if error.kind() == ErrorKind::NotFound => self.markdown(),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
@@ -255,10 +257,14 @@ fn names(list: &Value) -> String {
 }
 
 /// `document` with `matrix` in the place that is marked for it, if there is one.
-fn filled(document: &str, matrix: &str) -> Option<String> {
-    let (before, behind) = document.split_once(PLACE)?;
-    let (_, after) = behind.split_once(PLACE_END)?;
-    Some(format!("{before}{PLACE}\n{matrix}{PLACE_END}{after}"))
+fn filled(document: &str, matrix: &str) -> Result<Option<String>> {
+    let Some((before, behind)) = document.split_once(PLACE) else {
+        return Ok(None);
+    };
+    let (_, after) = behind
+        .split_once(PLACE_END)
+        .with_context(|| format!("behind {PLACE} there is no {PLACE_END}"))?;
+    Ok(Some(format!("{before}{PLACE}\n{matrix}{PLACE_END}{after}")))
 }
 
 fn markdown_table(text: &mut String, heading: &[&str], lines: impl Iterator<Item = Vec<String>>) {
@@ -473,12 +479,15 @@ mod tests {
     }
 
     #[test]
-    fn a_document_keeps_what_is_around_its_matrix() {
+    fn a_document_keeps_what_is_around_its_matrix() -> Result<()> {
         let document = format!("a\n{PLACE}\nold\n{PLACE_END}\nb\n");
         let new = format!("a\n{PLACE}\nnew\n{PLACE_END}\nb\n");
-        assert_eq!(filled(&document, "new\n"), Some(new));
-        assert_eq!(filled("# Kernels\n", "new\n"), None);
-        assert_eq!(filled(PLACE, "new\n"), None);
+        assert_eq!(filled(&document, "new\n")?, Some(new));
+        assert_eq!(filled("# Kernels\n", "new\n")?, None);
+        // Nothing is put in the place of a document whose place has no end.
+        let error = filled(PLACE, "new\n").unwrap_err().to_string();
+        assert!(error.contains(PLACE_END), "{error}");
+        Ok(())
     }
 
     /// The tables in the repository are those of the last runs, as they are written now; PENDGUARD_UPDATE_DOCS=1 writes them anew.
@@ -492,7 +501,7 @@ mod tests {
             report.write_markdown(&root.join("README.md"))?;
         }
         let readme = fs::read_to_string(root.join("README.md"))?;
-        assert_eq!(filled(&readme, &report.matrix()), Some(readme));
+        assert_eq!(filled(&readme, &report.matrix())?, Some(readme));
         assert_eq!(
             fs::read_to_string(root.join("docs/kernels.md"))?,
             report.markdown()
