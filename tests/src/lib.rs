@@ -42,3 +42,4 @@ pub mod terminal;
 pub mod tls;
 pub mod tracer;
 pub mod wait;
+pub mod watch;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_common::abi::answers::Code;
 use anyhow::{Context as _, Result, ensure};
-use pendguard_tests::agent::{Agent, PENDING, Scrape, binary};
+use pendguard_tests::agent::{Agent, PENDING, Scrape};
 use pendguard_tests::peers::locate;
 use pendguard_tests::peers::{
     Client, ClientKind, ClientOptions, Source, SourceKind, SourceOptions,
@@ -15,7 +15,8 @@ use pendguard_tests::protocol::Method;
 use pendguard_tests::raw::Raw;
 use pendguard_tests::replica::{Replica, client_options, source_options};
 use pendguard_tests::scale::{Scale, amount};
-use pendguard_tests::wait::{WAIT_LIMIT, wait_for, within};
+use pendguard_tests::wait::{WAIT_LIMIT, within};
+use pendguard_tests::watch::Watch;
 use pendguard_tests::{agent::Pod, scale};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -213,7 +214,7 @@ async fn durations_are_the_client_s_own() -> Result<()> {
     for workload in ["durations-1", "durations-2", "durations-3"] {
         let slow = |options: &mut SourceOptions| options.pending_delay = Some((5, 50));
         let mut pod = Custom::start(workload, ClientKind::Tonic, slow, |_| {}).await?;
-        let mut watch = Watch::start(&agent, &mut pod, workload).await?;
+        let mut watch = watch(&agent, &mut pod, workload).await?;
         measured = compare(&agent, &mut pod, &mut watch, calls).await;
         if measured.is_ok() {
             break;
@@ -259,43 +260,19 @@ async fn compare(agent: &Agent, pod: &mut Custom, watch: &mut Watch, calls: u64)
     Ok(())
 }
 
-/// `pendguard watch` of one workload.
-struct Watch {
-    _process: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Watch {
-    /// Watches from now on, when the kernel has been told so: until then, single calls are made.
-    async fn start(agent: &Agent, pod: &mut Custom, workload: &str) -> Result<Self> {
-        let mut process = Command::new(binary()?)
-            .args(["watch", "--json", "--workload", workload])
-            .args(["--verdict", "would_reject", "--api-socket"])
-            .arg(agent.socket())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut lines = BufReader::new(process.stdout.take().context("no output")?).lines();
-        wait_for("the first call is told", WAIT_LIMIT, async || {
+/// Watches a workload's needless calls, when the first has been told.
+async fn watch(agent: &Agent, pod: &mut Custom, workload: &str) -> Result<Watch> {
+    let mut watch = Watch::start(
+        agent,
+        &["--workload", workload, "--verdict", "would_reject"],
+    )?;
+    watch
+        .first(async || {
             pod.client.call(Method::PendingFn, 1).await?;
-            match tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
-                Ok(line) => Ok(Some(line?.context("watch has ended")?)),
-                Err(_) => Ok(None),
-            }
+            Ok(())
         })
         .await?;
-        Ok(Self {
-            _process: process,
-            lines,
-        })
-    }
-
-    /// The next call.
-    async fn next(&mut self) -> Result<serde_json::Value> {
-        let line = within("a call is told", WAIT_LIMIT, self.lines.next_line()).await??;
-        Ok(serde_json::from_str(&line.context("watch has ended")?)?)
-    }
+    Ok(watch)
 }
 
 /// Calls that end without an answer end as what they are, and each once.
@@ -360,7 +337,7 @@ async fn whoever_watches_is_told_of_every_call() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     let value = |options: &mut SourceOptions| options.pending_value = Some(VALUE);
     let mut pod = Custom::start("watched", ClientKind::Tonic, value, |_| {}).await?;
-    let mut watch = Watch::start(&agent, &mut pod, "watch*").await?;
+    let mut watch = watch(&agent, &mut pod, "watch*").await?;
     let calls = scale::calls() / 5;
     pod.client.call(Method::PendingFn, calls).await?;
     for n in 0..calls {
@@ -471,7 +448,7 @@ async fn nothing_is_lost_without_a_watcher() -> Result<()> {
 async fn a_slow_watcher_is_told_what_it_missed() -> Result<()> {
     let agent = Agent::start(&[]).await?;
     let mut pod = Custom::start("slow", ClientKind::Tonic, |_| {}, |_| {}).await?;
-    let mut watch = Watch::start(&agent, &mut pod, "slow*").await?;
+    let mut watch = watch(&agent, &mut pod, "slow*").await?;
     let mut volley = Volley::start(&agent, "slow-volley").await?;
     // Nobody reads what `watch` prints until it's over.
     let rate = volley.fire().await?;
@@ -485,7 +462,7 @@ async fn a_slow_watcher_is_told_what_it_missed() -> Result<()> {
         match line["lost"].as_u64() {
             Some(more) => lost += more,
             None if line["workload"] == "slow-volley" => told += 1,
-            // One of those that `Watch::start` made.
+            // One of those that `watch` made.
             None => ensure!(line["workload"] == "slow", "{line}"),
         }
     }

@@ -1,19 +1,14 @@
 //! What a pod can do that wants no good, and what it can't: THREAT_MODEL.md says what is to come of each.
 
-use std::process::Stdio;
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use pendguard_tests::agent::{Agent, Pod, binary};
+use pendguard_tests::agent::{Agent, PENDING, Pod};
 use pendguard_tests::faults::seen;
 use pendguard_tests::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame};
 use pendguard_tests::raw::Raw;
 use pendguard_tests::record::fixture::{from_hex, to_hex};
-use pendguard_tests::wait::{WAIT_LIMIT, wait_for};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Command;
+use pendguard_tests::watch::Watch;
 
 /// A replica, and a connection of its.
 async fn replica(agent: &Agent, pod: &Pod) -> Result<(Raw, String)> {
@@ -197,12 +192,11 @@ async fn a_descriptor_that_is_passed_on() -> Result<()> {
     }
     raw.run(&format!("close {fd}")).await?;
     calls(&mut raw, &copy, 17, 4).await?;
-    agent
+    let scrape = agent
         .until("each call is counted", |scrape| {
             scrape.pending(&pod.name, "would_reject") == 12
         })
         .await?;
-    let scrape = agent.scrape().await?;
     ensure!(
         scrape.pending(&pod.name, "would_reject") == 12
             && scrape.pending(&pod.name, "admitted") == 0
@@ -277,52 +271,41 @@ async fn what_a_pod_keeps_to_itself() -> Result<()> {
     let odd = Raw::start(bad.numa()).await?;
     let (mut raw, fd) = replica(&agent, &pod).await?;
 
-    let mut watch = Command::new(binary()?)
-        .args(["watch", "--json", "--api-socket"])
-        .arg(agent.socket())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    let mut told = BufReader::new(watch.stdout.take().context("no output")?).lines();
-
-    let path = from_hex("6107b6c2157ee15f71edb08563596a90d54d86af")?;
+    let mut watch = Watch::start(&agent, &[])?;
+    // POST, http, and the path as it is.
     let block = [
-        &[0x83, 0x86, 0x04, 0x94][..],
-        &path[..],
+        &[0x83, 0x86, 0x04, PENDING.len() as u8][..],
+        PENDING.as_bytes(),
         &field("authorization", header)?,
     ]
     .concat();
     let headers = [&[0x88][..], &field("set-cookie", header)?].concat();
     let trailers = [field("grpc-status", "13")?, field("grpc-message", status)?].concat();
     let mut stream = 1;
-    // Single calls are told of from some moment on.
-    let line = wait_for("a call is told", WAIT_LIMIT, async || {
-        let call = [
-            frame(HEADERS, END_HEADERS, stream, &block),
-            frame(DATA, END_STREAM, stream, &message(request)?),
-        ];
-        raw.run(&format!(
-            "send {fd} writev {} {}",
-            to_hex(&call[0]),
-            to_hex(&call[1])
-        ))
-        .await?;
-        let answered = [
-            frame(SETTINGS, 0, 0, &[]),
-            frame(HEADERS, END_HEADERS, stream, &headers),
-            frame(DATA, 0, stream, &message(answer)?),
-            frame(HEADERS, END_HEADERS | END_STREAM, stream, &trailers),
-        ];
-        raw.run(&format!("reply {fd} {}", to_hex(&answered.concat())))
+    let line = watch
+        .first(async || {
+            let call = [
+                frame(HEADERS, END_HEADERS, stream, &block),
+                frame(DATA, END_STREAM, stream, &message(request)?),
+            ];
+            raw.run(&format!(
+                "send {fd} writev {} {}",
+                to_hex(&call[0]),
+                to_hex(&call[1])
+            ))
             .await?;
-        stream += 2;
-        match tokio::time::timeout(Duration::from_millis(500), told.next_line()).await {
-            Ok(line) => Ok(Some(line?.context("watch has ended")?)),
-            Err(_) => Ok(None),
-        }
-    })
-    .await?;
+            let answered = [
+                frame(SETTINGS, 0, 0, &[]),
+                frame(HEADERS, END_HEADERS, stream, &headers),
+                frame(DATA, 0, stream, &message(answer)?),
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, &trailers),
+            ];
+            raw.run(&format!("reply {fd} {}", to_hex(&answered.concat())))
+                .await?;
+            stream += 2;
+            Ok(())
+        })
+        .await?;
     ensure!(line.contains("INTERNAL"), "how the call ended: {line}");
     let calls = u64::from(stream / 2);
     agent
@@ -334,7 +317,7 @@ async fn what_a_pod_keeps_to_itself() -> Result<()> {
     let status = agent.status().await?.to_string();
     raw.end().await?;
     odd.end().await?;
-    watch.kill().await?;
+    drop(watch);
     let log = agent.stop().await?.join("\n");
 
     ensure!(
@@ -485,12 +468,11 @@ async fn a_source_that_answers_anything() -> Result<()> {
         );
         calls(&mut raw, &fd, 3, 2).await?;
         made += 3;
-        agent
+        let scrape = agent
             .until(&format!("the calls around {what}"), |scrape| {
                 scrape.pending(&pod.name, "would_reject") == made
             })
             .await?;
-        let scrape = agent.scrape().await?;
         let count = scrape.sum("pendguard_source_pending", &[("workload", "answers")]);
         ensure!(count.unwrap_or(0) == 0, "{what}: a count of {count:?}");
         raw.run(&format!("close {fd}")).await?;
